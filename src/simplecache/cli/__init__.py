@@ -1,0 +1,1 @@
+"""The ``scs`` command: ``main.py`` and one file a command."""

@@ -1,0 +1,1 @@
+"""A whole cluster on one machine: cache nodes, control plane and Envoy as child processes."""
