@@ -80,6 +80,22 @@ def _name_fault(name: bytes) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Bucket:
+    """A bucket, as the configuration has it (``config.parse_buckets``)."""
+
+    name: str
+    public: bool
+    """Anyone reads without a token; anyone writes, too, unless ``write_namespaces`` is given."""
+
+    quota_bytes: int | None
+    """Over the whole cluster; a shard enforces its share. None: bounded by the disks alone."""
+
+    read_namespaces: tuple[str, ...]
+    write_namespaces: tuple[str, ...] | None
+    """None: anybody, which only a public bucket has."""
+
+
+@dataclass(frozen=True, slots=True)
 class Caller:
     """Who sent a request, as far as the cache cares.
 

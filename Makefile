@@ -1,0 +1,43 @@
+# The README's two commands are "make run" and "make test"; both set up what they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+
+.PHONY: help setup run test lint format lock clean
+help:  ## say what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: $(VENV)/ready  ## make .venv with everything in it, Envoy included
+$(VENV)/ready: pyproject.toml requirements/dev.txt requirements/uv.txt src/simplecache/local/envoy.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; say which: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/uv.txt
+	$(UV) --require-hashes -r requirements/dev.txt
+	$(UV) --no-deps --editable .
+	$(BIN)/python -m simplecache.local.envoy
+	@touch $@
+
+run: setup  ## a cluster on this machine: three nodes, control plane, Envoy (ARGS="--port 9090")
+	$(BIN)/scs up $(ARGS)
+
+test: setup  ## all tests (ARGS="-k maglev")
+	$(BIN)/pytest $(ARGS)
+
+lint: setup  ## format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup  ## bring the code into form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: setup  ## resolve the dependencies again
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade \
+	  pyproject.toml --extra local --group test --group lint -o requirements/dev.txt
+
+clean:  ## remove what setup made
+	rm -rf $(VENV)

@@ -1,0 +1,159 @@
+"""``scs serve``: run a cache node."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import Any, Final
+
+from simplecache.cli.flags import Subparsers, add_command, add_flag, address, join_address
+from simplecache.errors import InvalidConfig
+
+log = logging.getLogger(__name__)
+
+_LIMITS: Final = {
+    "--max-connections": ("connections_max", 8192, "connections of one shard"),
+    "--header-timeout": ("header_timeout_s", 10, "seconds in which a header must be whole"),
+    "--body-timeout": ("body_timeout_s", 30, "seconds in which a body must bring 32 KiB more"),
+    "--send-timeout": ("send_timeout_s", 60, "seconds in which a client must take bytes"),
+    "--idle-timeout": ("idle_timeout_s", 330, "seconds that an idle connection is kept"),
+}
+"""Flag -> field of ``connection.Limits``, default, help."""
+
+
+def add_parsers(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
+    """Add ``scs serve``."""
+    parser = add_command(
+        subparsers,
+        "serve",
+        run_serve,
+        summary="run a cache node",
+        description=(
+            "Run a cache node: a supervisor and its shards. Each shard is a process with a port\n"
+            "(the first is --listen's, the others follow), a directory and an SQLite index of\n"
+            "its own. SIGTERM stops in good order; SIGHUP reads the configuration again, which\n"
+            "is watched anyway."
+        ),
+        examples=(
+            "scs serve --config buckets.json --data /var/lib/scs --tokens tokens.json",
+            "scs serve --config buckets.json --data /mnt/nvme0 /mnt/nvme1 --shards 4 \\",
+            "    --listen 0.0.0.0:7400 --ops 0.0.0.0:7390 --auth none",
+        ),
+    )
+    add_flag(
+        parser, "--config", type=Path, metavar="FILE", required=True,
+        help="the buckets, JSON or YAML; read again when it changes",
+    )  # fmt: skip
+    add_flag(
+        parser, "--data", type=Path, metavar="DIR", nargs="+", action="extend", required=True,
+        help="data directories, one for each disk; made if missing",
+    )  # fmt: skip
+    add_flag(
+        parser, "--shards", type=int, metavar="N",
+        help="shards of this node (default: one per CPU, at least one per data directory); the "
+        "data directories remember it",
+    )  # fmt: skip
+    add_flag(
+        parser, "--listen", type=address, metavar="HOST:PORT", default="127.0.0.1:7400",
+        help="the first shard's address; the port 0 lets the kernel choose",
+    )  # fmt: skip
+    add_flag(
+        parser, "--ops", type=address, metavar="HOST:PORT", default="127.0.0.1:7390",
+        help="/healthz, /readyz and /metrics",
+    )  # fmt: skip
+    add_flag(
+        parser, "--node-name", default=socket.gethostname(),
+        help="this node's name in the ring; it must not change while the data stays",
+    )  # fmt: skip
+    add_flag(
+        parser, "--auth", choices=("static", "none"), default="static",
+        help="how callers are told apart; none opens every bucket to everybody",
+    )  # fmt: skip
+    add_flag(
+        parser, "--tokens", type=Path, metavar="FILE",
+        help="mode static: tokens and their namespaces; read again when it changes",
+    )  # fmt: skip
+    add_flag(
+        parser, "--max-object-size", metavar="SIZE", default="64Gi",
+        help="larger objects are refused",
+    )  # fmt: skip
+    add_flag(
+        parser, "--max-uploads", type=int, metavar="N", default=256,
+        help="PUTs at the same time on one shard",
+    )  # fmt: skip
+    for flag, (_, default, text) in _LIMITS.items():
+        add_flag(parser, flag, type=int, metavar="N", default=default, help=text)
+    add_flag(
+        parser, "--drain-delay", type=float, metavar="SECONDS", default=2.0,
+        help="on SIGTERM, serve on for so long while /readyz says 503 already",
+    )  # fmt: skip
+    add_flag(
+        parser, "--drain-grace", type=float, metavar="SECONDS", default=20.0,
+        help="then wait at most so long for requests in progress",
+    )  # fmt: skip
+    parser.add_argument(
+        "--announce", action="store_true",
+        help="print one line of JSON on standard output when all shards serve",
+    )  # fmt: skip
+
+
+def run_serve(args: argparse.Namespace) -> int:
+    """Serve until a signal; 0 after a graceful stop."""
+    from simplecache.config import parse_size  # noqa: PLC0415 - serving alone needs the extra
+    from simplecache.server.supervisor import NodeSettings, run  # noqa: PLC0415
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    data = tuple(Path(path) for path in args.data)
+    shards = args.shards or max(len(os.sched_getaffinity(0)), len(data))
+    _check(args, shards, data)
+    settings = NodeSettings(
+        config=args.config,
+        data=data,
+        listen=args.listen,
+        ops=args.ops,
+        name=args.node_name,
+        shards=shards,
+        auth=args.auth,
+        tokens=args.tokens,
+        limits={
+            field: getattr(args, flag.removeprefix("--").replace("-", "_"))
+            for flag, (field, _, _) in _LIMITS.items()
+        },
+        uploads_max=args.max_uploads,
+        object_max_bytes=parse_size(args.max_object_size, "--max-object-size"),
+        drain_delay_s=args.drain_delay,
+        drain_grace_s=args.drain_grace,
+    )
+    run(settings, announce=_announce_json if args.announce else _announce)
+    return 0
+
+
+def _check(args: argparse.Namespace, shards: int, data: tuple[Path, ...]) -> None:
+    if not 1 <= shards <= 256:
+        raise InvalidConfig(f"--shards: {shards} must be between 1 and 256")
+    if shards < len(data):
+        raise InvalidConfig(f"--shards: {shards} cannot use {len(data)} data directories")
+    if len(set(data)) != len(data):
+        raise InvalidConfig("--data: a directory is named twice")
+    if args.auth == "static" and args.tokens is None:
+        log.warning("no --tokens: only public buckets can be used")
+    if not args.node_name or "/" in args.node_name:
+        raise InvalidConfig(f"--node-name: {args.node_name!r} must be a name without '/'")
+    for flag in (*_LIMITS, "--max-uploads"):
+        value = getattr(args, flag.removeprefix("--").replace("-", "_"))
+        if value < 1:
+            raise InvalidConfig(f"{flag}: {value} must be at least 1")
+
+
+def _announce(what: dict[str, Any]) -> None:
+    shards = ", ".join(join_address(*where) for where in what["listen"])
+    log.info("node %s serves on %s; ops on %s", what["node"], shards, join_address(*what["ops"]))
+
+
+def _announce_json(what: dict[str, Any]) -> None:
+    _announce(what)
+    print(json.dumps(what), flush=True)

@@ -1,0 +1,456 @@
+"""What each request does: get, put, delete. The one table from error to status stands here.
+
+The hot way is :meth:`Handler.get_now`: a plain GET of a small object that is in the page cache,
+answered without a task, a lock, a clock or SQLite. Everything it cannot do at once it leaves,
+untouched, to :meth:`Handler.respond`, which tells the whole story of a request.
+"""
+
+from __future__ import annotations
+
+import binascii
+import contextlib
+import hashlib
+import re
+from base64 import b64decode
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
+from email.utils import formatdate
+from typing import Any, Final
+
+from simplecache.errors import (
+    DigestMismatch,
+    DiskError,
+    DiskFull,
+    Draining,
+    Forbidden,
+    NoSuchBucket,
+    Overloaded,
+    PreconditionFailed,
+    Refused,
+    ReviewUnavailable,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+)
+from simplecache.model import Bucket, Key
+from simplecache.server.authenticate import Authenticator, OpenAuthenticator
+from simplecache.server.authorise import authorise, is_read, needs_caller
+from simplecache.server.wire import Headers, Refusal, head, problem, refusal
+from simplecache.store.blobs import Blob, Corrupt, Meta
+from simplecache.store.store import Condition, Store
+
+INLINE_MAX_BYTES: Final = 256 << 10
+"""Bodies up to this size are read, checked and written in one go; larger ones go by sendfile."""
+READERS_MAX: Final = 10_000
+"""Authorizations remembered for one bucket; past it the memory starts again."""
+UPLOADS_MAX: Final = 256
+
+STATUS: Final[Mapping[type[Refused], tuple[int, str]]] = {
+    Unauthenticated: (401, "unauthenticated"),
+    Forbidden: (403, "forbidden"),
+    NoSuchBucket: (404, "no-bucket"),
+    TooLarge: (413, "too-large"),
+    PreconditionFailed: (412, "precondition"),
+    DigestMismatch: (400, "digest"),
+    Overloaded: (503, "overloaded"),
+    Draining: (503, "draining"),
+    ReviewUnavailable: (503, "review-unavailable"),
+    DiskFull: (507, "disk-full"),
+    DiskError: (503, "disk-error"),
+}
+"""Each leaf of the tree in errors.py has its status and its word for ``SCS-Error``."""
+
+_CHALLENGE: Final = b'WWW-Authenticate: Bearer realm="simple-cache-service"\r\n'
+_MISS: Final = "the object is not in the cache"
+MISS: Final = problem(404, "miss", _MISS)
+_MISS_LINE, _, _MISS_REST = MISS.partition(b"\n")
+_RANGE: Final = re.compile(rb"bytes=(\d{0,19})-(\d{0,19})")
+_ETAGS: Final = re.compile(rb'(?:W/)?"([^"]*)"')
+_PRINTABLE: Final = re.compile(rb"[\t -~]*")
+_DIGEST: Final = re.compile(rb"\s*([a-z0-9-]+)\s*=\s*:([A-Za-z0-9+/=]*):\s*")
+_DIGEST_NAMES: Final = {b"sha-256": "sha256", b"sha-512": "sha512", b"md5": "md5"}
+_DIGEST_BYTES: Final = {"sha256": 32, "sha512": 64, "md5": 16}
+
+
+@dataclass(slots=True)
+class Request:
+    """One request, its head understood, its body still to come."""
+
+    verb: bytes
+    key: Key
+    headers: Headers
+    body: AsyncIterator[bytes]
+    """The first step of it sends ``100 Continue`` where that was asked for."""
+
+
+@dataclass(slots=True)
+class FileAnswer:
+    """A response whose body is (a part of) a file: ``length`` bytes of the body from ``start``."""
+
+    head: bytes
+    blob: Blob
+    start: int
+    length: int
+
+
+Answer = bytes | tuple[bytes, bytearray] | FileAnswer
+"""A whole response; or its head and a small body; or its head and where a large body is."""
+
+
+@dataclass(slots=True)
+class _BucketState:
+    bucket: Bucket
+    is_open: bool
+    """Anyone may read."""
+    readers: set[bytes]
+    """Authorizations that were found to be allowed to read."""
+
+
+class Counters:
+    """Plain ints that the hot way adds to; ``observe.py`` renders them."""
+
+    def __init__(self) -> None:
+        self.hits = 0
+        self.misses = 0
+        self.hit_bytes = 0
+        self.put_bytes = 0
+        self.hot_hits = 0
+        self.hot_misses = 0
+        """GETs that the hot way answered with 200 and with 404."""
+        self._responses: dict[tuple[str, int], int] = {}
+
+    def count(self, verb: str, status: int) -> None:
+        """Note a response that the hot way did not send."""
+        self._responses[verb, status] = self._responses.get((verb, status), 0) + 1
+
+    def responses(self) -> dict[tuple[str, int], int]:
+        """All responses by verb and status."""
+        found = dict(self._responses)
+        for status, count in ((200, self.hot_hits), (404, self.hot_misses)):
+            if count:
+                found["GET", status] = found.get(("GET", status), 0) + count
+        return found
+
+
+class Handler:
+    """Answers requests from one store, for the configured buckets."""
+
+    def __init__(
+        self, store: Store, authenticator: Authenticator, *, uploads_max: int = UPLOADS_MAX
+    ) -> None:
+        self.store = store
+        self.authenticator = authenticator
+        self.counters = Counters()
+        self.uploads = 0
+        self._uploads_max = uploads_max
+        self._buckets: dict[bytes, _BucketState] = {}
+        self.date = b""
+        self._hit_line = b""
+        self._miss_line = b""
+        self.tick(0)
+
+    def tick(self, now_s: float) -> None:
+        """Once a second: the ``Date`` of answers, and callers that are known no more.
+
+        Args:
+            now_s: seconds since the Unix epoch.
+        """
+        self.date = b"Date: %b\r\n" % formatdate(now_s, usegmt=True).encode()
+        self._hit_line = b"HTTP/1.1 200 OK\r\n" + self.date
+        self._miss_line = _MISS_LINE + b"\n" + self.date
+        self.forget_callers()
+
+    def configure(self, buckets: Mapping[str, Bucket]) -> None:
+        """Serve these buckets from now on; what is not among them is gone at once."""
+        if isinstance(self.authenticator, OpenAuthenticator):
+            buckets = {
+                name: replace(bucket, public=True, write_namespaces=None)
+                for name, bucket in buckets.items()
+            }
+        self._buckets = {
+            name.encode(): _BucketState(bucket, not needs_caller(bucket, reads=True), set())
+            for name, bucket in buckets.items()
+        }
+
+    def forget_callers(self) -> None:
+        """Drop remembered authorizations that the authenticator does not vouch for any more."""
+        known = self.authenticator.known
+        for state in self._buckets.values():
+            state.readers = {who for who in state.readers if known(who) is not None}
+
+    # -- the hot way -----------------------------------------------------------------------
+
+    def get_now(
+        self, target: bytes, bucket: bytes, authorization: bytes | None
+    ) -> tuple[bytes | bytearray, ...] | None:
+        """The pieces of the answer to a plain GET, or None: take the other way."""
+        state = self._buckets.get(bucket)
+        if state is None or not (state.is_open or authorization in state.readers):
+            return None
+        store = self.store
+        try:
+            blob = store.find_now(target)
+            if blob is None:
+                self.counters.hot_misses += 1
+                return (self._miss_line, _MISS_REST)
+            if blob.size > INLINE_MAX_BYTES:
+                return None
+            body = blob.read_now()
+        except BlockingIOError:
+            return None
+        except Corrupt as error:
+            store.drop(target, error)
+            self.counters.hot_misses += 1
+            return (self._miss_line, _MISS_REST)
+        self.counters.hot_hits += 1
+        self.counters.hit_bytes += blob.size
+        return (self._hit_line, blob.head or _prepare_head(blob), body)
+
+    # -- the whole story -------------------------------------------------------------------
+
+    async def respond(self, request: Request) -> Answer:
+        """The answer to ``request``; never raises for what a client or the disk does."""
+        verb = request.verb.decode()
+        answer: Answer
+        try:
+            answer, status = await self._serve(request)
+        except Refusal as error:
+            status, answer = error.status, refusal(error, body=verb != "HEAD")
+        except Refused as error:
+            status, word = STATUS[type(error)]
+            fields = (
+                [b"Retry-After: %d\r\n" % error.retry_after_s]
+                if isinstance(error, Unavailable)
+                else [_CHALLENGE]
+                if status == 401
+                else []
+            )
+            answer = problem(status, word, str(error), *fields, body=verb != "HEAD")
+        self.counters.count(verb, status)
+        return answer
+
+    async def _serve(self, request: Request) -> tuple[Answer, int]:
+        namespace = await self._admit(request)
+        if request.verb == b"PUT":
+            return await self._put(request, namespace)
+        if request.verb == b"DELETE":
+            return await self._delete(request)
+        return await self._get(request)
+
+    async def _admit(self, request: Request) -> str:
+        """Whoever may do it passes; returns their namespace, empty for anonymous."""
+        state = self._buckets.get(request.key.bucket.encode())
+        if state is None:
+            raise NoSuchBucket(f'bucket "{request.key.bucket}" is not configured')
+        reads = is_read(request.verb)
+        if not needs_caller(state.bucket, reads=reads):
+            caller = None
+            if not reads and request.headers.authorization is not None:
+                caller = self.authenticator.known(request.headers.authorization)
+        else:
+            caller = await self.authenticator.authenticate(request.headers.authorization)
+            verdict = authorise(state.bucket, caller, reads=reads)
+            if not verdict.allowed:
+                raise (Unauthenticated if verdict.needs_token else Forbidden)(verdict.reason)
+            if reads and request.headers.authorization is not None:
+                if len(state.readers) >= READERS_MAX:
+                    state.readers.clear()
+                state.readers.add(request.headers.authorization)
+        return (caller.namespace or "") if caller is not None else ""
+
+    async def _get(self, request: Request) -> tuple[Answer, int]:
+        is_head = request.verb == b"HEAD"
+        blob = await self._find(request.key.target)
+        if blob is None:
+            self.counters.misses += 1
+            return (problem(404, "miss", _MISS, body=not is_head), 404)
+        conditional = _condition(request.headers, blob.meta)
+        if conditional is not None:
+            return conditional
+        span = None if is_head else _range(request.headers, blob.meta)
+        if span is None:
+            answer_head, status = head(200, *_fields(blob.meta, blob.size)), 200
+            start, length = 0, blob.size
+        else:
+            start, length = span
+            part = b"Content-Range: bytes %d-%d/%d\r\n" % (start, start + length - 1, blob.size)
+            answer_head, status = head(206, part, *_fields(blob.meta, length)), 206
+        if is_head:
+            return answer_head, status
+        self.counters.hits += 1
+        self.counters.hit_bytes += length
+        if blob.size > INLINE_MAX_BYTES:
+            return FileAnswer(answer_head, blob, start, length), status
+        try:
+            body = await self._read(blob)
+        except Corrupt as error:
+            self.store.drop(request.key.target, error)
+            return MISS, 404
+        return (answer_head, body[start : start + length] if span else body), status
+
+    async def _put(self, request: Request, namespace: str) -> tuple[Answer, int]:
+        headers, values = request.headers, request.headers.values
+        if headers.length is None and not headers.is_chunked:
+            raise Refusal(411, "length-required", "send Content-Length, or chunked")
+        if b"content-range" in values:
+            raise Refusal(400, "malformed", "there are no partial PUTs (Content-Range)")
+        condition = _put_condition(headers)
+        if condition is not None:
+            condition.check(await self.store.meta(request.key.target))
+        if self.uploads >= self._uploads_max:
+            raise Overloaded(f"{self.uploads} uploads are under way on this shard")
+        upload = self.store.begin(
+            request.key,
+            length=headers.length,
+            namespace=namespace,
+            content_type=_kept(values, b"content-type", 256) or b"application/octet-stream",
+            content_encoding=_kept(values, b"content-encoding", 64),
+            condition=condition,
+            digests=_digests(values),
+        )
+        self.uploads += 1
+        try:
+            async for piece in request.body:
+                await upload.write(piece)
+            meta = await upload.commit()
+        finally:
+            self.uploads -= 1
+            await upload.abort()
+        self.counters.put_bytes += meta.size
+        return head(201, b"ETag: %b\r\nContent-Length: 0\r\n" % _etag(meta)), 201
+
+    async def _delete(self, request: Request) -> tuple[Answer, int]:
+        if await self.store.delete(request.key.target):
+            return head(204), 204
+        return problem(404, "miss", _MISS), 404
+
+    async def _find(self, target: bytes) -> Blob | None:
+        try:
+            return self.store.find_now(target)
+        except BlockingIOError:
+            return await self.store.find(target)
+
+    async def _read(self, blob: Blob) -> bytearray:
+        with contextlib.suppress(BlockingIOError):
+            return blob.read_now()
+        return await self.store.in_thread(blob.read)
+
+
+def _etag(meta: Meta) -> bytes:
+    return b'"%b"' % meta.etag.hex().encode()
+
+
+def _fields(meta: Meta, length: int) -> tuple[bytes, ...]:
+    encoding = (b"Content-Encoding: %b\r\n" % meta.content_encoding,)
+    return (
+        b"Content-Length: %d\r\nContent-Type: %b\r\nETag: %b\r\nLast-Modified: %b\r\n"
+        b"Accept-Ranges: bytes\r\n"
+        % (
+            length,
+            meta.content_type,
+            _etag(meta),
+            formatdate(meta.created_ms // 1000, usegmt=True).encode(),
+        ),
+        *(encoding if meta.content_encoding else ()),
+    )
+
+
+def _prepare_head(blob: Blob) -> bytes:
+    """What stands behind the status line of a 200 with the whole object; kept with the blob."""
+    blob.head = b"".join((*_fields(blob.meta, blob.size), b"\r\n"))
+    return blob.head
+
+
+def _condition(headers: Headers, meta: Meta) -> tuple[bytes, int] | None:
+    """The answer to a read whose condition does not hold (RFC 9110, 13.2.2), or None."""
+    if headers.is_plain:
+        return None
+    etag = meta.etag.hex().encode()
+    if_match = headers.values.get(b"if-match")
+    if if_match is not None and if_match != b"*" and etag not in _ETAGS.findall(if_match):
+        raise PreconditionFailed("the object's ETag is not among those of If-Match")
+    if_none_match = headers.values.get(b"if-none-match")
+    if if_none_match is not None and (
+        if_none_match == b"*" or etag in _ETAGS.findall(if_none_match)
+    ):
+        return head(304, b"ETag: %b\r\n" % _etag(meta)), 304
+    return None
+
+
+def _range(headers: Headers, meta: Meta) -> tuple[int, int] | None:
+    """(start, length) of the range that is asked for and valid; None: the whole object.
+
+    Raises:
+        Refusal: 416, nothing of the object is in reach.
+    """
+    wanted = headers.values.get(b"range")
+    match = _RANGE.fullmatch(wanted) if wanted is not None else None
+    if match is None or not (match[1] or match[2]):
+        return None
+    if_range = headers.values.get(b"if-range")
+    if if_range is not None and if_range != _etag(meta):
+        return None
+    size = meta.size
+    if match[1]:
+        start, end = int(match[1]), min(int(match[2]), size - 1) if match[2] else size - 1
+        if match[2] and int(match[2]) < start:
+            return None
+    else:
+        start, end = max(0, size - int(match[2])), size - 1
+    if start > end:
+        raise Refusal(
+            416, "range", f"the object has {size} bytes", b"Content-Range: bytes */%d\r\n" % size
+        )
+    return start, end - start + 1
+
+
+def _put_condition(headers: Headers) -> Condition | None:
+    if_none_match = headers.values.get(b"if-none-match")
+    if if_none_match is not None:
+        if if_none_match != b"*":
+            raise Refusal(400, "malformed", "on a PUT, If-None-Match takes * only")
+        return Condition(None)
+    if_match = headers.values.get(b"if-match")
+    if if_match is None:
+        return None
+    tags = [] if if_match == b"*" else _ETAGS.findall(if_match)
+    if if_match != b"*" and not tags:
+        raise Refusal(400, "malformed", "If-Match takes * or ETags in double quotes")
+    try:
+        return Condition(frozenset(bytes.fromhex(tag.decode("ascii")) for tag in tags))
+    except ValueError as error:
+        raise PreconditionFailed("no object has an ETag like that (If-Match)") from error
+
+
+def _kept(values: Mapping[bytes, bytes], name: bytes, limit: int) -> bytes:
+    value = values.get(name, b"")
+    if len(value) > limit or not _PRINTABLE.fullmatch(value):
+        raise Refusal(
+            400, "malformed", f"{name.decode()} takes up to {limit} bytes of printable ASCII"
+        )
+    return value
+
+
+def _digests(values: Mapping[bytes, bytes]) -> list[tuple[Any, bytes]]:
+    """(hashlib object, expected digest) pairs from Content-Digest (RFC 9530) and Content-MD5."""
+    wanted: list[tuple[str, bytes]] = []
+    for member in values.get(b"content-digest", b"").split(b",") if values else ():
+        if not member.strip():
+            continue
+        match = _DIGEST.fullmatch(member)
+        if match is None:
+            raise Refusal(400, "malformed", "Content-Digest is not of the form sha-256=:BASE64:")
+        if match[1] in _DIGEST_NAMES:
+            wanted.append((_DIGEST_NAMES[match[1]], match[2]))
+    if b"content-md5" in values:
+        wanted.append(("md5", values[b"content-md5"]))
+    digests = []
+    for name, text in wanted:
+        try:
+            expected = b64decode(text, validate=True)
+        except binascii.Error:
+            expected = b""
+        if len(expected) != _DIGEST_BYTES[name]:
+            raise Refusal(400, "malformed", f"the {name} digest is not {_DIGEST_BYTES[name]} bytes")
+        digests.append((hashlib.new(name, usedforsecurity=False), expected))
+    return digests

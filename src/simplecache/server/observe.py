@@ -1,0 +1,78 @@
+"""The metrics of a node: one table of names, and their rendering for Prometheus.
+
+Shards send samples over their control channel; the supervisor adds the shard's number and renders
+them. Every metric is in the table, and a test holds docs/metrics.md to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from simplecache.server.serve import Server
+
+METRICS: Final = {
+    "scs_requests_total": ("counter", "Requests answered, by verb and status."),
+    "scs_hits_total": ("counter", "GETs answered with an object's bytes."),
+    "scs_misses_total": ("counter", "GETs and HEADs of objects that are not here."),
+    "scs_hit_bytes_total": ("counter", "Body bytes of hits."),
+    "scs_put_bytes_total": ("counter", "Body bytes of objects stored."),
+    "scs_connections": ("gauge", "Open connections."),
+    "scs_uploads": ("gauge", "PUTs under way."),
+    "scs_entries": ("gauge", "Objects stored, by bucket and the namespace that put them."),
+    "scs_stored_bytes": ("gauge", "Allocated bytes of objects stored, by bucket and namespace."),
+    "scs_free_bytes": ("gauge", "Free bytes of the shard's file system, less those announced."),
+    "scs_corrupt_total": ("counter", "Entries dropped because their sums did not fit."),
+    "scs_change_backlog": ("gauge", "Changes that wait for the writer thread or the index."),
+    "scs_header_parses_total": ("counter", "Header blocks that were not in the memo."),
+    "scs_shard_up": ("gauge", "1 for a shard that serves."),
+    "scs_shard_restarts_total": ("counter", "Times that a shard was started again."),
+    "scs_config_reload_failures_total": ("counter", "Configuration files that were refused."),
+}
+
+Sample = tuple[str, dict[str, str], float]
+
+
+def samples(server: Server) -> list[Sample]:
+    """What one shard knows of itself."""
+    handler, store = server.handler, server.handler.store
+    counters = handler.counters
+    found: list[Sample] = [
+        ("scs_hits_total", {}, counters.hits + counters.hot_hits),
+        ("scs_misses_total", {}, counters.misses + counters.hot_misses),
+        ("scs_hit_bytes_total", {}, counters.hit_bytes),
+        ("scs_put_bytes_total", {}, counters.put_bytes),
+        ("scs_connections", {}, len(server.connections)),
+        ("scs_uploads", {}, handler.uploads),
+        ("scs_free_bytes", {}, store.free_bytes),
+        ("scs_corrupt_total", {}, store.corrupt_found),
+        ("scs_change_backlog", {}, store.backlog),
+        ("scs_header_parses_total", {}, server.memo.misses),
+    ]
+    found += [
+        ("scs_requests_total", {"verb": verb, "status": str(status)}, count)
+        for (verb, status), count in counters.responses().items()
+    ]
+    for (bucket, namespace), (entries, _, disk) in store.usage.snapshot().items():
+        tenant = {"bucket": bucket, "namespace": namespace}
+        found.append(("scs_entries", tenant, entries))
+        found.append(("scs_stored_bytes", tenant, disk))
+    return found
+
+
+def render(found: Iterable[Sample]) -> str:
+    """Samples in Prometheus' text format, each metric with its help and type."""
+    by_name: dict[str, list[str]] = {}
+    for name, labels, value in found:
+        inside = ",".join(f'{key}="{_escape(text)}"' for key, text in labels.items())
+        number = f"{value:.17g}"
+        by_name.setdefault(name, []).append(f"{name}{{{inside}}} {number}")
+    lines: list[str] = []
+    for name, (kind, text) in METRICS.items():
+        if name in by_name:
+            lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}", *by_name[name]]
+    return "\n".join(lines) + "\n"
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
