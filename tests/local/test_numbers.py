@@ -7,7 +7,7 @@ import os
 import signal
 from pathlib import Path
 
-import harness
+import cluster_harness as harness
 import pytest
 
 from simplecache.local.cluster import Cluster, get_json, wait_until
@@ -81,7 +81,9 @@ def test_placement_of_10000_objects_over_5_nodes(make_cluster, lb):
     print(f"\n{lb}: {right} of {OBJECTS} owners predicted; one of five nodes stopped: "
           f"{moved} of {len(others)} keys of the others moved ({moved / len(others):.2%}); "
           "node back: all found")  # fmt: skip
-    print("| node | table slots | of even | objects | of even |\n| --- | ---: | ---: | ---: | ---: |")
+    print(
+        "| node | table slots | of even | objects | of even |\n| --- | ---: | ---: | ---: | ---: |"
+    )
     for shard in sorted(slots):
         print(f"| {shard} | {slots[shard]} | {slots[shard] * 5 / total:.3f} "
               f"| {counts[shard]} | {counts[shard] * 5 / OBJECTS:.3f} |")  # fmt: skip

@@ -131,9 +131,7 @@ def test_second_epoch_over_a_zip_in_s3_never_asks_s3(cluster, origin, dataset, m
 
 
 def test_plain_s3_objects_with_odd_names_are_each_their_own(cluster, origin):
-    fs = from_url(
-        "s3://bkt/plain", http_cache=f"{cluster.url}/v1/objects/public", **origin.options
-    )
+    fs = from_url("s3://bkt/plain", http_cache=f"{cluster.url}/v1/objects/public", **origin.options)
     wanted = {
         name: hashlib.sha256(make_image(i) + name.encode()).hexdigest()
         for i, name in enumerate(ODD_NAMES)

@@ -7,25 +7,21 @@ needs gRPC is imported by the command that needs it, so that ``scs --help`` stay
 from __future__ import annotations
 
 import argparse
-import asyncio
-import http.client
 import json
 import logging
 import os
 import socket
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from simplecache.errors import CacheFault, InvalidConfig, InvalidName, SimpleCacheError
+from simplecache.cli.flags import Subparsers, add_command, add_flag, address, join_address
+from simplecache.errors import CacheFault, InvalidConfig, InvalidName
 from simplecache.model import Key
 
 if TYPE_CHECKING:
     from simplecache.placement import Placement
-
-Command = Callable[[argparse.Namespace], int]
 
 LB_CHOICES: Final = ("maglev", "ring_hash")
 """As ``placement.LB_NAMES``, which cannot be imported without its dependency."""
@@ -33,10 +29,8 @@ LB_CHOICES: Final = ("maglev", "ring_hash")
 DIRECTORY_MAX_BYTES: Final = 64 << 20
 DIRECTORY_TIMEOUT_S: Final = 5.0
 
-_EXTRA = "pip install 'simple-cache-service[control]'"
 
-
-def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parsers(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     """Add all three commands to ``scs``."""
     _add_control_plane(subparsers)
     _add_bootstrap(subparsers)
@@ -44,9 +38,9 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 def _add_control_plane(
-    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
+    subparsers: Subparsers[argparse.ArgumentParser],
 ) -> None:
-    parser = _command(
+    parser = add_command(
         subparsers,
         "control-plane",
         run_control_plane,
@@ -63,35 +57,35 @@ def _add_control_plane(
             "curl http://127.0.0.1:21804/v1/endpoints",
         ),
     )
-    _flag(
+    add_flag(
         parser, "--endpoints", type=Path, metavar="FILE", required=True, help="the endpoints file"
     )
-    _flag(
+    add_flag(
         parser,
         "--listen",
-        type=_address,
+        type=address,
         metavar="HOST:PORT",
         default="127.0.0.1:21803",
         help="where Envoys connect, by gRPC without TLS",
     )
-    _flag(
+    add_flag(
         parser,
         "--ops",
-        type=_address,
+        type=address,
         metavar="HOST:PORT",
         default="127.0.0.1:21804",
         help="/healthz, /readyz, /metrics and /v1/endpoints",
     )
     _add_placement_flags(parser)
-    _flag(
+    add_flag(
         parser,
         "--envoy-listen",
-        type=_address,
+        type=address,
         metavar="HOST:PORT",
         default="0.0.0.0:21800",
         help="where every Envoy listens for clients",
     )
-    _flag(
+    add_flag(
         parser,
         "--probe-interval",
         type=float,
@@ -103,6 +97,8 @@ def _add_control_plane(
 
 def run_control_plane(args: argparse.Namespace) -> int:
     """Serve until a signal; 0 after a graceful stop."""
+    import asyncio  # noqa: PLC0415
+
     from simplecache.control.serve import ControlSettings, run  # noqa: PLC0415
 
     logging.basicConfig(
@@ -125,9 +121,9 @@ def run_control_plane(args: argparse.Namespace) -> int:
 
 
 def _add_bootstrap(
-    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
+    subparsers: Subparsers[argparse.ArgumentParser],
 ) -> None:
-    parser = _command(
+    parser = add_command(
         subparsers,
         "envoy-bootstrap",
         run_bootstrap,
@@ -141,27 +137,27 @@ def _add_bootstrap(
             "envoy -c envoy.json --disable-hot-restart",
         ),
     )
-    _flag(
+    add_flag(
         parser,
         "--xds",
-        type=_address,
+        type=address,
         metavar="HOST:PORT",
         required=True,
         help="the control plane; all addresses of a name are used",
     )
-    _flag(parser, "--node-id", default=socket.gethostname(), help="this Envoy's name in logs")
-    _flag(parser, "--zone", default="", help="where it runs, for statistics")
-    _flag(
+    add_flag(parser, "--node-id", default=socket.gethostname(), help="this Envoy's name in logs")
+    add_flag(parser, "--zone", default="", help="where it runs, for statistics")
+    add_flag(
         parser,
         "--admin",
         metavar="PATH",
         default="/run/scs/admin.sock",
         help="the admin socket, for its owner only",
     )
-    _flag(
+    add_flag(
         parser,
         "--envoy-ops",
-        type=_address,
+        type=address,
         metavar="HOST:PORT",
         help="where Envoy serves /ready and /stats/prometheus (default: nowhere)",
     )
@@ -183,9 +179,9 @@ def run_bootstrap(args: argparse.Namespace) -> int:
 
 
 def _add_locate(
-    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
+    subparsers: Subparsers[argparse.ArgumentParser],
 ) -> None:
-    parser = _command(
+    parser = add_command(
         subparsers,
         "locate",
         run_locate,
@@ -267,10 +263,12 @@ def _directory(args: argparse.Namespace) -> tuple[Placement, dict[str, str]]:
     if not rows:
         raise InvalidConfig("locate: no shard is listed")
     placement = make_placement(lb, [(name, weight) for name, weight, _, _ in rows], size)
-    return placement, {name: _join(address, port) for name, _, address, port in rows}
+    return placement, {name: join_address(host, port) for name, _, host, port in rows}
 
 
 def _fetch(url: str) -> Any:
+    import http.client  # noqa: PLC0415
+
     parts = urlsplit(url)
     if parts.scheme != "http" or not parts.hostname:
         raise InvalidConfig(f"--control-plane: {url!r} must be http://HOST:PORT")
@@ -292,8 +290,8 @@ def _fetch(url: str) -> Any:
 
 
 def _add_placement_flags(parser: argparse.ArgumentParser) -> None:
-    _flag(parser, "--lb", choices=LB_CHOICES, help="how keys are spread (default: maglev)")
-    _flag(
+    add_flag(parser, "--lb", choices=LB_CHOICES, help="how keys are spread (default: maglev)")
+    add_flag(
         parser,
         "--table-size",
         type=int,
@@ -301,58 +299,3 @@ def _add_placement_flags(parser: argparse.ArgumentParser) -> None:
         help="slots of the table: a prime well above 100 a shard; of a ring, its least number of "
         "points (default: by the number of listed shards)",
     )
-
-
-def _command(  # noqa: PLR0913 - the parts of a help page, by name
-    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    run: Command,
-    *,
-    summary: str,
-    description: str,
-    examples: tuple[str, ...],
-) -> argparse.ArgumentParser:
-    parser = subparsers.add_parser(
-        name,
-        help=summary,
-        description=description,
-        epilog="EXAMPLES\n" + "\n".join(f"  {line}" for line in examples),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=lambda args: _guarded(name, run, args))
-    return parser
-
-
-def _guarded(name: str, run: Command, args: argparse.Namespace) -> int:
-    """The command, with errors as one line: 2 for what the user can mend, 1 for the rest."""
-    try:
-        return run(args)
-    except ModuleNotFoundError as error:
-        print(f"scs {name}: module {error.name!r} is not installed: {_EXTRA}", file=sys.stderr)
-        return 2
-    except SimpleCacheError as error:
-        print(f"scs {name}: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InvalidConfig | InvalidName) else 1
-
-
-def _flag(parser: argparse.ArgumentParser, flag: str, **options: Any) -> None:
-    """An option whose default is the environment's ``SCS_<FLAG>``, where that is set."""
-    variable = "SCS_" + flag.removeprefix("--").replace("-", "_").upper()
-    value = os.environ.get(variable)
-    if value:
-        options |= {"default": value, "required": False}
-    default = options.get("default")
-    shown = f"; default: {default}" if default and not value else ""
-    parser.add_argument(flag, **options | {"help": f"{options['help']} [{variable}{shown}]"})
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isdecimal() or int(port) > 65_535:
-        raise argparse.ArgumentTypeError(f"{text!r} must be HOST:PORT")
-    return host, int(port)
-
-
-def _join(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
 from typing import Final
 
 from simplecache import __version__
+from simplecache.cli import control, objects, serve, up
 from simplecache.errors import InvalidConfig, InvalidName, SimpleCacheError
 
 GROUPS: Final = (
-    ("Objects", ("objects",)),
-    ("A cluster", ("serve", "control")),
-    ("One machine", ("up",)),
+    ("Objects", (objects,)),
+    ("A cluster", (serve, control)),
+    ("One machine", (up,)),
 )
 """Where subcommands are listed in the help, and the modules that bring them."""
 
@@ -40,7 +40,7 @@ EXIT_PIPE: Final = 141
 """128 + SIGPIPE: what a command says that was ended because nobody reads it."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - one for each kind of end
     """Run ``scs`` with ``argv`` (default: the process's) and return its exit status.
 
     Raises:
@@ -57,6 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_PIPE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except ModuleNotFoundError as error:
+        return _complain(
+            f"module {error.name!r} is not installed; the whole system comes with "
+            "pip install 'simple-cache-service[local]'",
+            EXIT_USAGE,
+        )
     except (InvalidConfig, InvalidName) as error:
         return _complain(str(error), EXIT_USAGE)
     except SimpleCacheError as error:
@@ -81,7 +87,7 @@ def make_parser() -> argparse.ArgumentParser:
     for title, modules in GROUPS:
         known = set(subparsers.choices)
         for module in modules:
-            _add(module, subparsers)
+            module.add_parsers(subparsers)
         listing += ["", f"{title}:"]
         listing += [
             f"  {action.dest:<16} {action.help}"
@@ -90,12 +96,6 @@ def make_parser() -> argparse.ArgumentParser:
         ]
     parser.description = "\n".join(listing)
     return parser
-
-
-def _add(module: str, subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    name = f"simplecache.cli.{module}"
-    if importlib.util.find_spec(name) is not None:
-        importlib.import_module(name).add_parsers(subparsers)
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -13,9 +13,10 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
+from simplecache.cli.flags import Subparsers, add_command, add_flag
 from simplecache.errors import CacheFault, InvalidConfig, InvalidName, NoSuchBucket
 from simplecache.model import Key
 
@@ -35,7 +36,7 @@ _NAMES = (
 )
 
 
-def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parsers(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     """Add the four commands to ``scs``."""
     _add_put(subparsers)
     _add_get(subparsers)
@@ -43,10 +44,11 @@ def add_parsers(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     _add_rm(subparsers)
 
 
-def _add_put(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _add_command(
+def _add_put(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
+    parser = add_command(
         subparsers,
         "put",
+        run_put,
         summary="store a file as an object",
         description="Store a file, or standard input, as an object. One that is there is replaced.",
         examples=(
@@ -62,13 +64,14 @@ def _add_put(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--if-absent", action="store_true", help="refuse (status 3) when the object is there"
     )
     _add_quiet(parser)
-    parser.set_defaults(run=run_put)
+    _add_common(parser)
 
 
-def _add_get(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _add_command(
+def _add_get(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
+    parser = add_command(
         subparsers,
         "get",
+        run_get,
         summary="fetch an object",
         description=(
             "Write an object to standard output or to a file. The file appears when the object\n"
@@ -91,32 +94,34 @@ def _add_get(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="only bytes A to B, both included, counted from 0; 'A-' is from A to the end",
     )
     _add_quiet(parser)
-    parser.set_defaults(run=run_get)
+    _add_common(parser)
 
 
-def _add_stat(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _add_command(
+def _add_stat(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
+    parser = add_command(
         subparsers,
         "stat",
+        run_stat,
         summary="show an object's size, type, tag and age",
         description="Show what the cache knows of an object.",
         examples=("scs stat public/apple.jpg", "scs stat public/apple.jpg --json | jq .size_bytes"),
     )
     parser.add_argument("object", metavar="BUCKET/OBJECT", help="which object")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
-    parser.set_defaults(run=run_stat)
+    _add_common(parser)
 
 
-def _add_rm(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _add_command(
+def _add_rm(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
+    parser = add_command(
         subparsers,
         "rm",
+        run_rm,
         summary="delete objects",
         description="Delete objects: all that are named, also when some of them are not there.",
         examples=("scs rm public/apple.jpg public/pear.jpg",),
     )
     parser.add_argument("object", metavar="BUCKET/OBJECT", nargs="+", help="which objects")
-    parser.set_defaults(run=run_rm)
+    _add_common(parser)
 
 
 def run_put(args: argparse.Namespace) -> int:
@@ -192,37 +197,16 @@ def run_rm(args: argparse.Namespace) -> int:
     return status
 
 
-def _add_command(
-    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    *,
-    summary: str,
-    description: str,
-    examples: Sequence[str],
-) -> argparse.ArgumentParser:
-    parser = subparsers.add_parser(
-        name,
-        help=summary,
-        description=f"{description}\n\n{_NAMES}",
-        epilog="EXAMPLES\n" + "\n".join(f"  {line}" for line in examples),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    """Add what all four commands have."""
+    parser.description = f"{parser.description}\n\n{_NAMES}"
+    add_flag(
+        parser, "--url", metavar="URL", default=DEFAULT_URL, help="the cache, http://host:port"
     )
-    parser.add_argument(
-        "--url",
-        metavar="URL",
-        default=os.environ.get("SCS_URL") or DEFAULT_URL,
-        help="the cache, http://host:port (SCS_URL; now %(default)s)",
-    )
-    parser.add_argument(
-        "--token-file",
-        metavar="FILE",
-        default=os.environ.get("SCS_TOKEN_FILE") or None,
-        help="a file with the bearer token (SCS_TOKEN_FILE)",
-    )
+    add_flag(parser, "--token-file", metavar="FILE", help="a file with the bearer token")
     parser.add_argument(
         "--escape", action="store_true", help="escape the object's name as the client does"
     )
-    return parser
 
 
 def _add_quiet(parser: argparse.ArgumentParser) -> None:

@@ -59,7 +59,7 @@ class Connection:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether the idle connection can still be used: the peer has neither spoken nor ended."""
+        """Whether the peer has neither spoken nor ended: so an idle connection can be used."""
         return not self._wait(select.POLLIN, time.monotonic())
 
     def begin(self, method: str) -> None:
@@ -80,12 +80,24 @@ class Connection:
             try:
                 view = view[self._sock.send(view, _NO_SIGNAL) :]
             except BlockingIOError:
-                early = self._wait_to_send()
-                if early is not None:
-                    return early
+                ready = self._wait_or_fail(select.POLLIN | select.POLLOUT, "took no bytes")
+                if ready != select.POLLOUT:
+                    self._receive()
+                    early = self._parse_early()
+                    if early is not None:
+                        return early
             except OSError:
                 return self.read_head()
         return None
+
+    def look_for_answer(self) -> Head | None:
+        """The head of an answer that has come already; None, without waiting, if there is none."""
+        self._check_owner()
+        early = self._parse_early()  # first: what has come counts, though the rest is broken
+        if early is not None or self.is_quiet:
+            return early
+        self._receive()
+        return self._parse_early()
 
     def read_head(self) -> Head:
         """The answer's head, within ``timeout_s`` as a whole."""
@@ -166,18 +178,17 @@ class Connection:
         is_stale = self.answer_count > 0 and not self._heard
         return (StaleConnection if is_stale else CacheFault)(f"{self._peer}: {text}")
 
-    def _wait_to_send(self) -> Head | None:
-        """Wait until more can be sent. The head of an answer that comes instead."""
-        deadline_s = time.monotonic() + self._timeout_s
-        ready = self._wait(select.POLLIN | select.POLLOUT, deadline_s)
-        if not ready:
-            raise CacheFault(f"{self._peer}: took no bytes for {self._timeout_s:g} s")
-        if ready == select.POLLOUT:
-            return None
-        self._receive()
+    def _parse_early(self) -> Head | None:
+        """The head of an answer among the bytes received; a consent by now means nothing."""
         while (event := self._parse_event()) is Mark.CONTINUE:
             pass
         return event if isinstance(event, Head) else None
+
+    def _wait_or_fail(self, events: int, complaint: str) -> int:
+        ready = self._wait(events, time.monotonic() + self._timeout_s)
+        if not ready:
+            raise CacheFault(f"{self._peer}: {complaint} for {self._timeout_s:g} s")
+        return ready
 
     def _wait(self, events: int, deadline_s: float) -> int:
         """The events that are there, after a wait until ``deadline_s``; 0 for none."""

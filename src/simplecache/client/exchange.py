@@ -155,7 +155,7 @@ class Exchange:
                 return early
             head = b""
         for block in self._frame(head, request.body):
-            early = self._connection.send(block)
+            early = self._connection.look_for_answer() or self._connection.send(block)
             if early is not None:
                 return early
         return None

@@ -45,6 +45,8 @@ from simplecache.model import Key
 TIMEOUT_S: Final = 10.0
 """For an answer's head and for any progress of a body. A node answers in milliseconds; a disk in
 trouble needs seconds; a job that waits longer had better read from the origin."""
+TIMEOUT_MAX_S: Final = 3600.0
+"""Every wait has an end."""
 CONNECT_TIMEOUT_S: Final = 2.0
 """Room for one lost SYN, which is sent again after 1 s."""
 LOG_EVERY_S: Final = 30.0
@@ -89,7 +91,8 @@ class Client:
             logged at most every 30 s. False: raise it.
 
     Raises:
-        InvalidConfig: the url or the token is not of its form. A token file is not read yet.
+        InvalidConfig: the url, the token or a timeout is not of its form. A token file is not
+            read yet.
     """
 
     def __init__(  # noqa: PLR0913  all but the first are keywords
@@ -107,6 +110,9 @@ class Client:
     def _set_up(self, settings: _Settings) -> None:
         if settings.token is not None and settings.token_file is not None:
             raise InvalidConfig("token and token_file: only one of them is expected")
+        for name in ("timeout_s", "connect_timeout_s"):
+            if not 0 < getattr(settings, name) <= TIMEOUT_MAX_S:
+                raise InvalidConfig(f"{name}: more than 0 and at most {TIMEOUT_MAX_S:g} s")
         self._settings = settings
         self._token = None if settings.token is None else check_token(settings.token, "token")
         self._token_file = None if settings.token_file is None else TokenFile(settings.token_file)
@@ -300,8 +306,9 @@ class Client:
         return self._make_stream(exchange, length_bytes, size_bytes)
 
     def _make_stream(self, exchange: Exchange, length_bytes: int, size_bytes: int) -> Stream:
-        stat = make_stat(exchange.head, size_bytes)
-        return Stream(exchange, stat, length_bytes, stats=self.stats, on_fault=self._count_fault)
+        return Stream(
+            exchange, length_bytes, size_bytes, stats=self.stats, on_fault=self._count_fault
+        )
 
     def _is_miss(self, exchange: Exchange) -> bool:
         if not is_miss(exchange.head):
@@ -334,21 +341,26 @@ class Stream:
     def __init__(
         self,
         exchange: Exchange,
-        stat: Stat,
         length_bytes: int,
+        size_bytes: int,
         *,
         stats: ClientStats,
         on_fault: Callable[[SimpleCacheError], None],
     ) -> None:
-        self.stat: Final = stat
         self.length_bytes: Final = length_bytes
         """How many bytes will come: fewer than ``stat.size_bytes`` when a part was asked for."""
+        self._size_bytes = size_bytes
         self._exchange = exchange
         self._stats = stats
         self._on_fault = on_fault
 
     def __repr__(self) -> str:
-        return f"<Stream {self.length_bytes} of {self.stat.size_bytes} bytes {self._exchange!r}>"
+        return f"<Stream {self.length_bytes} of {self._size_bytes} bytes {self._exchange!r}>"
+
+    @property
+    def stat(self) -> Stat:
+        """What the cache knows of the whole object."""
+        return make_stat(self._exchange.head, self._size_bytes)
 
     def __iter__(self) -> Iterator[bytes]:
         """The pieces, of whatever size the network brings, at most 256 KiB."""

@@ -51,6 +51,9 @@ class Plane:
         self._membership = Membership()
         self._listing_changed = asyncio.Event()
         self._dirty = asyncio.Event()
+        self._decided: frozenset[Shard] = frozenset()
+        """The set that was decided last; not published yet while changes are being gathered."""
+
         self._relist: asyncio.Task[None] | None = None
         self._reason = ""
         self.snapshot: Snapshot | None = None
@@ -130,7 +133,8 @@ class Plane:
             _log.info("%s", decision.reason)
         self._reason = decision.reason
         metrics.published = len(decision.shards)
-        if decision.shards != (self.snapshot.shards if self.snapshot else frozenset()):
+        if decision.shards != self._decided:
+            self._decided = decision.shards
             self._dirty.set()
         if decision.relist and (self._relist is None or self._relist.done()):
             self._relist = asyncio.create_task(self._read_afresh())

@@ -20,12 +20,13 @@ from typing import Final
 from simplecache.control.ads import start_server
 from simplecache.control.endpoints import EndpointSource, FileSource
 from simplecache.control.observe import Metrics
-from simplecache.control.ops import OpsServer
+from simplecache.control.ops import make_ops
 from simplecache.control.plane import Plane
 from simplecache.control.probe import Prober
 from simplecache.control.shards import Shard
 from simplecache.control.snapshot import Snapshot, make_snapshot
 from simplecache.errors import InvalidConfig
+from simplecache.ops import OpsServer
 from simplecache.placement import LB_NAMES, MAGLEV, RING_SIZE_MAX, check_table_size
 
 Address = tuple[str, int]
@@ -117,7 +118,7 @@ async def serving(
         probe_interval_s=settings.probe_interval_s,
     )
     await plane.start()
-    ops = await _start_ops(OpsServer(plane, metrics), settings.ops)
+    ops = await _start_ops(make_ops(plane, metrics), settings.ops)
     try:
         server, xds_port = await start_server(plane, metrics, _join(settings.listen))
         try:

@@ -17,7 +17,10 @@ BATCH = 50
 def pipelined(port, requests):
     """Send raw requests over one connection, ``BATCH`` at a time; [(status, body)] in order."""
     answers = []
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as sock, sock.makefile("rb") as file:
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=30) as sock,
+        sock.makefile("rb") as file,
+    ):
         for at in range(0, len(requests), BATCH):
             batch = requests[at : at + BATCH]
             sock.sendall(b"".join(batch))
