@@ -40,10 +40,11 @@ class _Flow(Protocol):
 class RequestBody:
     """A request's body on its way from the connection to the handler."""
 
-    def __init__(self, connection: _Flow, headers: Headers) -> None:
+    def __init__(self, connection: _Flow, headers: Headers, *, expects: bool = True) -> None:
+        """``expects`` False: an HTTP/1.0 client, which knows no ``100 Continue``."""
         self._connection = connection
         self.framing = ChunkedBody() if headers.is_chunked else LengthBody(headers.length or 0)
-        self._owes_continue = headers.expects_continue
+        self._owes_continue = expects and headers.expects_continue
         self._pieces: deque[bytes] = deque()
         self._buffered = 0
         self._waiter: asyncio.Future[None] | None = None

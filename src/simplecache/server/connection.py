@@ -181,7 +181,7 @@ class Connection(asyncio.Protocol):
         self._has_eof = True
         if self._body is not None and not self._body.is_over:
             self._body.fail(ProtocolError(400, "malformed", "the body ended before its length"))
-        return self._task is not None
+        return not self._closing and (self._task is not None or not self._can_write)
 
     def pause_writing(self) -> None:
         """The peer is slow to take its answers."""
@@ -193,8 +193,8 @@ class Connection(asyncio.Protocol):
         self._can_write = True
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
-        elif self._task is None and self._inbox and not self._closing:
-            self._pump()
+        elif self._task is None and not self._closing:
+            self._go_on(self._inbox)
 
     # -- requests --------------------------------------------------------------------------
 
@@ -237,7 +237,7 @@ class Connection(asyncio.Protocol):
             self._fail(ProtocolError(414, "too-large", "the request line is too long"))
         elif size > HEAD_MAX_BYTES:
             self._fail(ProtocolError(431, "too-large", "the header is too large"))
-        elif data.find(b"\n\n", at) >= 0 or data.find(b"\n\r\n", at, at + 3) >= 0:
+        elif data.find(b"\n\n", at) >= 0 or data.find(b"\n\r\n", at) >= 0:
             self._fail(ProtocolError(400, "malformed", "a line does not end in CRLF"))
         else:
             return True
@@ -269,10 +269,12 @@ class Connection(asyncio.Protocol):
         except ProtocolError as error:
             self._fail(error)
             return
-        body = self._body = RequestBody(self, headers)
-        if not body.is_over and self._inbox:
+        body = self._body = RequestBody(self, headers, expects=not is_http_10)
+        if not body.is_over:
+            self.resume_reading()  # what paused it was the inbox, which this body takes over
             inbox, self._inbox = self._inbox, b""
-            body.feed(inbox)
+            if inbox:
+                body.feed(inbox)
         turn = _Turn(wanted, headers, body, line.startswith(b"HEAD "), is_http_10)
         self._task = asyncio.get_running_loop().create_task(self._serve(turn))
 
@@ -282,7 +284,8 @@ class Connection(asyncio.Protocol):
             answer = await self._answer(turn)
             body = turn.body
             is_clean = body.error is None and (body.is_over or body.can_be_dropped)
-            closes = turn.closes or self._server.is_draining or self._has_eof or not is_clean
+            is_last = self._has_eof and not (self._inbox or body.framing.rest)
+            closes = turn.closes or self._server.is_draining or is_last or not is_clean
             extra = _CLOSE if closes else _KEEP_ALIVE if turn.is_http_10 else b""
             await self._send(answer, self._server.handler.date, extra)
             if not closes:
@@ -312,12 +315,12 @@ class Connection(asyncio.Protocol):
         )
 
     def _go_on(self, inbox: bytes) -> None:
-        """The next request, if it is there."""
+        """The next request, if it is there; the end, if there will be none."""
         self._inbox = inbox
-        if self._has_eof and not inbox:
-            self._finish()
-        elif self._can_write:
+        if inbox and self._can_write:
             self._pump()
+        if self._has_eof and self._task is None and self._can_write:
+            self._finish()
 
     def _readiness(self, *, body: bool) -> bytes:
         if self._server.is_ready and not self._server.is_draining:
@@ -363,6 +366,11 @@ class Connection(asyncio.Protocol):
                 except OSError:  # the peer is gone
                     self._transport.abort()
                     return
+                if not sent:  # a stray program cut the file under our hands
+                    why = Corrupt("the file became shorter")
+                    self._server.handler.store.drop(blob.meta.target, why, blob)
+                    self._transport.abort()
+                    return
                 at += sent
                 self._moves += 1
             await asyncio.sleep(0)  # others' requests, between two blocks
@@ -372,7 +380,7 @@ class Connection(asyncio.Protocol):
         try:
             await store.in_thread(blob.verify, block)
         except Corrupt as error:
-            store.drop(blob.meta.target, error)
+            store.drop(blob.meta.target, error, blob)
             return False
         except Exception as error:  # noqa: BLE001 - a failing disk: its sentence is in the log
             log.error("%r: %s", blob, error)
@@ -430,12 +438,14 @@ class Connection(asyncio.Protocol):
         elif not self._transport.is_closing():
             self._transport.write_eof()
 
-    def end(self) -> None:
-        """Close now: the drain is over."""
+    def end(self) -> asyncio.Task[None] | None:
+        """Close now: the drain is over. Returns the request in progress, which is given up."""
         self._closing = True
-        if self._task is not None:
-            self._task.cancel()
-        self._transport.close()
+        if self._task is None:
+            self._transport.close()
+        else:
+            self._transport.abort()  # cancels it, once: a second time would cut its clean-up short
+        return self._task
 
     # -- flow and time ---------------------------------------------------------------------
 
@@ -477,7 +487,7 @@ class Connection(asyncio.Protocol):
         if self._closing:
             return "send" if self._transport.get_write_buffer_size() else "linger"
         if self._task is None:
-            return "head" if self._inbox else "idle"
+            return "head" if self._inbox.strip(b"\r\n") else "idle"
         body = self._body
         return "body" if body is not None and not body.is_over and self._can_read else "work"
 

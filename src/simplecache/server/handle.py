@@ -65,7 +65,8 @@ _MISS: Final = "the object is not in the cache"
 MISS: Final = problem(404, "miss", _MISS)
 _MISS_LINE, _, _MISS_REST = MISS.partition(b"\n")
 _RANGE: Final = re.compile(rb"bytes=(\d{0,19})-(\d{0,19})")
-_ETAGS: Final = re.compile(rb'(?:W/)?"([^"]*)"')
+_ETAGS: Final = re.compile(rb'(W/)?"([^"]*)"')
+_OUR_ETAG: Final = re.compile(rb"[0-9a-f]{32}")
 _PRINTABLE: Final = re.compile(rb"[\t -~]*")
 _DIGEST: Final = re.compile(rb"\s*([a-z0-9-]+)\s*=\s*:([A-Za-z0-9+/=]*):\s*")
 _DIGEST_NAMES: Final = {b"sha-256": "sha256", b"sha-512": "sha512", b"md5": "md5"}
@@ -199,7 +200,7 @@ class Handler:
         except BlockingIOError:
             return None
         except Corrupt as error:
-            store.drop(target, error)
+            store.drop(target, error, blob)
             self.counters.hot_misses += 1
             return (self._miss_line, _MISS_REST)
         self.counters.hot_hits += 1
@@ -277,15 +278,18 @@ class Handler:
             answer_head, status = head(206, part, *_fields(blob.meta, length)), 206
         if is_head:
             return answer_head, status
+        body = None
+        if blob.size <= INLINE_MAX_BYTES:
+            try:
+                body = await self._read(blob)
+            except Corrupt as error:
+                self.store.drop(request.key.target, error, blob)
+                self.counters.misses += 1
+                return MISS, 404
         self.counters.hits += 1
         self.counters.hit_bytes += length
-        if blob.size > INLINE_MAX_BYTES:
+        if body is None:
             return FileAnswer(answer_head, blob, start, length), status
-        try:
-            body = await self._read(blob)
-        except Corrupt as error:
-            self.store.drop(request.key.target, error)
-            return MISS, 404
         return (answer_head, body[start : start + length] if span else body), status
 
     async def _put(self, request: Request, namespace: str) -> tuple[Answer, int]:
@@ -314,8 +318,10 @@ class Handler:
                 await upload.write(piece)
             meta = await upload.commit()
         finally:
-            self.uploads -= 1
-            await upload.abort()
+            try:
+                await upload.abort()
+            finally:
+                self.uploads -= 1
         self.counters.put_bytes += meta.size
         return head(201, b"ETag: %b\r\nContent-Length: 0\r\n" % _etag(meta)), 201
 
@@ -367,14 +373,19 @@ def _condition(headers: Headers, meta: Meta) -> tuple[bytes, int] | None:
         return None
     etag = meta.etag.hex().encode()
     if_match = headers.values.get(b"if-match")
-    if if_match is not None and if_match != b"*" and etag not in _ETAGS.findall(if_match):
+    if if_match is not None and if_match != b"*" and etag not in _strong_tags(if_match):
         raise PreconditionFailed("the object's ETag is not among those of If-Match")
     if_none_match = headers.values.get(b"if-none-match")
     if if_none_match is not None and (
-        if_none_match == b"*" or etag in _ETAGS.findall(if_none_match)
+        if_none_match == b"*" or any(etag == tag for _, tag in _ETAGS.findall(if_none_match))
     ):
         return head(304, b"ETag: %b\r\n" % _etag(meta)), 304
     return None
+
+
+def _strong_tags(value: bytes) -> list[bytes]:
+    """The tags of an If-Match: a weak one matches nothing there (RFC 9110, 13.1.1)."""
+    return [tag for weak, tag in _ETAGS.findall(value) if not weak]
 
 
 def _range(headers: Headers, meta: Meta) -> tuple[int, int] | None:
@@ -413,13 +424,14 @@ def _put_condition(headers: Headers) -> Condition | None:
     if_match = headers.values.get(b"if-match")
     if if_match is None:
         return None
-    tags = [] if if_match == b"*" else _ETAGS.findall(if_match)
-    if if_match != b"*" and not tags:
+    if if_match == b"*":
+        return Condition(frozenset())
+    if not _ETAGS.search(if_match):
         raise Refusal(400, "malformed", "If-Match takes * or ETags in double quotes")
-    try:
-        return Condition(frozenset(bytes.fromhex(tag.decode("ascii")) for tag in tags))
-    except ValueError as error:
-        raise PreconditionFailed("no object has an ETag like that (If-Match)") from error
+    ours = [tag for tag in _strong_tags(if_match) if _OUR_ETAG.fullmatch(tag)]
+    if not ours:
+        raise PreconditionFailed("no object has an ETag like that (If-Match)")
+    return Condition(frozenset(bytes.fromhex(tag.decode()) for tag in ours))
 
 
 def _kept(values: Mapping[bytes, bytes], name: bytes, limit: int) -> bytes:

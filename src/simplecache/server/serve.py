@@ -30,6 +30,7 @@ class Server:
         Raises:
             OSError: the address cannot be bound.
         """
+        self.handler.tick(time.time())
         loop = asyncio.get_running_loop()
         server = await loop.create_server(
             lambda: Connection(self), host, port, backlog=1024, reuse_address=True
@@ -59,5 +60,7 @@ class Server:
             any(c.is_busy for c in self.connections) and time.monotonic() < deadline
         ):
             await asyncio.sleep(0.02)
-        for connection in tuple(self.connections):
-            connection.end()
+        ended = [connection.end() for connection in tuple(self.connections)]
+        tasks = [task for task in ended if task is not None]
+        if tasks:  # their uploads give up, and take their temporary files with them
+            await asyncio.wait(tasks, timeout=5)

@@ -314,7 +314,7 @@ class Supervisor:
                 "tokens": self._configuration.tokens,
             }
             for shard in self._shards:
-                if shard.port is not None and shard.channel is not None:
+                if shard.channel is not None:  # one that is just starting takes it afterwards
                     shard.channel.send(message)
 
     def _readyz(self, _: dict[str, str]) -> Answer:

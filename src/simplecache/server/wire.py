@@ -33,6 +33,8 @@ HEADERS_MAX: Final = 100
 """Header fields in one block; Apache's limit."""
 MEMO_BLOCKS: Final = 4096
 """Distinct header blocks remembered: one for each client, token and range shape in use."""
+MEMO_BLOCK_MAX_BYTES: Final = 4096
+"""Larger blocks are judged each time: the memo stays below 40 MiB whatever is sent to it."""
 
 
 class Refusal(Malformed):
@@ -77,7 +79,9 @@ _KEPT: Final = frozenset({
     b"range", b"if-range", b"if-match", b"if-none-match", b"content-type", b"content-encoding",
     b"content-range", b"content-md5", b"content-digest",
 })  # fmt: skip
-_SINGLE: Final = _KEPT | {b"authorization", b"host"}
+_SINGLE: Final = _KEPT | {
+    b"authorization", b"host", b"content-length", b"transfer-encoding", b"expect",
+}  # fmt: skip
 """Fields that may stand in a block once: two of them have no agreed meaning."""
 _NOT_PLAIN: Final = frozenset({b"range", b"if-match", b"if-none-match"})
 
@@ -101,6 +105,8 @@ class HeaderMemo:
         """
         headers = parse_headers(block)
         self.misses += 1
+        if len(block) > MEMO_BLOCK_MAX_BYTES:
+            return headers
         if len(self._blocks) >= MEMO_BLOCKS:
             self._blocks.clear()
         self._blocks[block] = headers
@@ -152,16 +158,14 @@ def _transfer_coding(block: bytes) -> ProtocolError:
 def _interpret(fields: list[tuple[bytes, bytes]]) -> Headers:
     found: dict[bytes, bytes] = {}
     tokens: set[bytes] = set()
-    expects: bytes | None = None
     for name, value in fields:
         if name in found and name in _SINGLE:
             raise _bad(f"two {name.decode('ascii', 'replace')} fields")
         if name == b"connection":
             tokens.update(token.strip().lower() for token in value.split(b","))
-        elif name == b"expect":
-            expects = value.lower()
         else:
             found[name] = value
+    expects = found[b"expect"].lower() if b"expect" in found else None
     if expects not in {None, b"100-continue"}:
         raise ProtocolError(417, "expectation", "the only expectation known is 100-continue")
     length = found.get(b"content-length")
@@ -203,6 +207,8 @@ class ChunkedBody:
         self.remaining: int | None = None
         """Of the body, in bytes; never known here."""
         self._buffer = b""
+        self._at = 0
+        """Where in the buffer the unread bytes begin."""
         self._left = 0
         """Bytes of the present chunk that are still to come."""
         self._state = self._size_line
@@ -223,15 +229,18 @@ class ChunkedBody:
         pieces: list[bytes] = []
         while self.rest is None and self._state(pieces):
             pass
-        return pieces
+        self._buffer, self._at = self._buffer[self._at :], 0
+        # Chunks of two bytes would otherwise wait for the disk as two bytes and an object each.
+        return pieces if len(pieces) < 2 else [b"".join(pieces)]
 
     def _line(self, limit: int) -> bytes | None:
-        end = self._buffer.find(b"\n")
-        if (end if end >= 0 else len(self._buffer)) > limit:
+        start = self._at
+        end = self._buffer.find(b"\n", start)
+        if (end if end >= 0 else len(self._buffer)) - start > limit:
             raise _bad("a line of the chunked coding is too long")
         if end < 0:
             return None
-        line, self._buffer = self._buffer[:end], self._buffer[end + 1 :]
+        line, self._at = self._buffer[start:end], end + 1
         if not line.endswith(b"\r"):
             raise _bad("a line of the chunked coding does not end in CRLF")
         return line[:-1]
@@ -248,10 +257,10 @@ class ChunkedBody:
         return True
 
     def _data(self, pieces: list[bytes]) -> bool:
-        if not self._buffer:
+        piece = self._buffer[self._at : self._at + self._left]
+        if not piece:
             return False
-        piece = self._buffer[: self._left]
-        self._buffer = self._buffer[self._left :]
+        self._at += len(piece)
         self._left -= len(piece)
         pieces.append(piece)
         if not self._left:
@@ -275,7 +284,7 @@ class ChunkedBody:
         if self._trailers > _TRAILERS_MAX_BYTES:
             raise _bad("the trailers are too long")
         if not line:
-            self.rest, self._buffer = self._buffer, b""
+            self.rest, self._at = self._buffer[self._at :], len(self._buffer)
         return True
 
 

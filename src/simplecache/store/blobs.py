@@ -167,12 +167,16 @@ class Blob:
         """The whole body of a small object, checked, out of the page cache.
 
         Raises:
-            BlockingIOError: (a part of) it would have to come from the disk.
+            BlockingIOError: (a part of) it would have to come from the disk, or the file system
+                cannot tell (some in memory do not know RWF_NOWAIT).
             Corrupt: it is not what its sum says.
         """
         body = bytearray(self.size)
-        if self.size and os.preadv(self.fd, (body,), self.body_at, os.RWF_NOWAIT) != self.size:
-            raise BlockingIOError
+        try:
+            if self.size and os.preadv(self.fd, (body,), self.body_at, os.RWF_NOWAIT) != self.size:
+                raise BlockingIOError
+        except OSError as error:
+            raise BlockingIOError from error
         if xxh3_64_intdigest(body) != self.sum0:
             raise Corrupt("the body does not match its sum")
         return body

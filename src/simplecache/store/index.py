@@ -143,7 +143,12 @@ class Index:
         """An entry's row, with changes that are still on their way."""
         if ident in self._pending:
             return self._pending[ident]
-        row = self._db.execute("SELECT * FROM entry WHERE id = ?", (ident,)).fetchone()
+        try:
+            row = self._db.execute("SELECT * FROM entry WHERE id = ?", (ident,)).fetchone()
+        except sqlite3.Error as error:  # the file is changed already: that must not fail now
+            log.warning("%s: %s; the index will be rebuilt", self.path, error)
+            self.is_clean = False
+            return None
         return None if row is None else Row._make(row)
 
     def with_prefix(self, prefix: str) -> dict[str, Row]:

@@ -69,15 +69,26 @@ def _row_of(path: str, name: str) -> Row | None:
     """The row that a file asks for; a file that says nothing credible is removed."""
     try:
         blob = open_blob(path, None)
+    except OSError as error:  # a bad sector, or no file at all: it is a miss when it is asked for
+        log.error("%s: %s; left alone", path, error)
+        return None
+    except Corrupt as error:
+        _remove(path, error)
+        return None
+    try:
         key = Key.from_target(blob.meta.target)
         if blob_id(blob.meta.target).hex() != name:
             raise Corrupt(f"the file holds {blob.meta.target!r}, which belongs elsewhere")
     except (Corrupt, InvalidName) as error:
-        log.error("%s: %s; removed", path, error)
-        os.unlink(path)
+        _remove(path, error)
         return None
     status = os.fstat(blob.fd)
     return Row(
         bytes.fromhex(name), key.bucket, blob.meta.namespace, blob.meta.target, blob.size,
         status.st_blocks * 512, status.st_mtime_ns, blob.meta.created_ms // 1000, int(time.time()),
     )  # fmt: skip
+
+
+def _remove(path: str, why: Exception) -> None:
+    log.error("%s: %s; removed", path, why)
+    os.unlink(path)

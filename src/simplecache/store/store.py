@@ -46,6 +46,7 @@ from simplecache.store.writer import Writer
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+A = TypeVar("A")
 
 CHUNK_BYTES: Final = 1 << 20
 """An upload's bytes are handed to the disk in pieces of this size; smaller bodies in one."""
@@ -169,11 +170,18 @@ class Store:
         except OSError as error:
             raise DiskError(f"the disk failed: {error.strerror}") from error
 
-    def drop(self, target: bytes, why: Corrupt) -> None:
-        """Remove an entry whose bytes are not to be trusted, unless it was replaced since."""
+    def drop(self, target: bytes, why: Corrupt, blob: Blob | None = None) -> None:
+        """Remove an entry whose bytes are not to be trusted, unless it was replaced since.
+
+        Args:
+            target: its name.
+            why: what is wrong with it.
+            blob: the file that was found to be bad; None when it could not even be opened.
+        """
         self.corrupt_found += 1
         log.error("dropping %r: %s", target, why)
-        blob = self._forget(target)
+        if blob is None or self._open.get(target) is blob:
+            self._forget(target)
         inode = os.fstat(blob.fd).st_ino if blob is not None else None
         self._writer.post(lambda: self._drop(target, inode))
 
@@ -215,9 +223,7 @@ class Store:
 
     async def delete(self, target: bytes) -> bool:
         """Remove an entry; False when there was none."""
-        existed = await self._writer.run(lambda: self._unlink(target))
-        self._forget(target)
-        return existed
+        return await self._change(target, lambda: _translate(self._unlink, target))
 
     async def meta(self, target: bytes) -> Meta | None:
         """What is there under ``target``, for a condition that is checked before the body."""
@@ -266,9 +272,19 @@ class Store:
             del self._open[next(iter(self._open))]
         self._open[target] = blob
 
-    def _forget(self, target: bytes) -> Blob | None:
+    def _forget(self, target: bytes) -> None:
         self._changes += 1
-        return self._open.pop(target, None)
+        self._open.pop(target, None)
+
+    async def _change(self, target: bytes, function: Callable[[], T]) -> T:
+        """Let the writer thread change ``target``, and forget the old version when it has.
+
+        It happens also when whoever waits is cancelled (a client that is gone): forgetting it then
+        would be too early, and a reader in between would keep the old version open for ever.
+        """
+        change = self._writer.run(function)
+        change.add_done_callback(lambda _: self._forget(target))  # before anyone hears of it
+        return await asyncio.shield(change)
 
     async def _reconcile(self) -> None:
         started = time.monotonic()
@@ -373,7 +389,10 @@ class Upload:
         self._pieces: list[bytes] = []
         self._buffered = 0
         self._size = 0
+        self._announced = 0
         self._reserved = 0
+        """Of what was announced, not on the disk yet: what is, the file system counts itself."""
+        self._unsettled = 0
         self._writer: BlobWriter | None = None
         self._writing: asyncio.Future[None] | None = None
         self._is_handed_over = False
@@ -389,12 +408,17 @@ class Upload:
         store = self._store
         if size > store.object_max_bytes:
             raise TooLarge(f"the object has more than {store.object_max_bytes} bytes")
-        more = size - self._reserved
+        more = size - self._announced
         if more > 0:
-            if store.free_bytes - more < FREE_FLOOR_BYTES:
+            try:
+                free_bytes = store.free_bytes
+            except OSError as error:
+                raise DiskError(f"the disk failed: {error.strerror}") from error
+            if free_bytes - more < FREE_FLOOR_BYTES:
                 raise DiskFull(f"no room for {size} bytes on this shard's disk")
             store.reserved_bytes += more
-            self._reserved = size
+            self._reserved += more
+            self._announced = size
 
     async def write(self, data: bytes) -> None:
         """Take the next bytes of the body; waits while the disk is behind.
@@ -405,7 +429,7 @@ class Upload:
         self._pieces.append(data)
         self._buffered += len(data)
         self._size += len(data)
-        if self._size > self._reserved:
+        if self._size > self._announced:
             self.reserve(self._size + CHUNK_BYTES if self._size > CHUNK_BYTES else self._size)
         if self._buffered >= CHUNK_BYTES:
             await self._settle()
@@ -425,15 +449,14 @@ class Upload:
         pieces = self._take()
         self._is_handed_over = True
         try:
-            return await store._writer.run(lambda: _translate(self._finish, pieces))
+            return await store._change(self._meta.target, lambda: _translate(self._finish, pieces))
         finally:
-            store._forget(self._meta.target)  # before anyone hears of the new version
-            self._release()
+            self._release(self._reserved)
 
     async def abort(self) -> None:
         """Give the upload up; nothing of it stays. Harmless after :meth:`commit`."""
         self._pieces.clear()
-        self._release()
+        self._release(self._reserved)
         if not self._is_handed_over:
             with contextlib.suppress(Exception):
                 await self._settle()
@@ -441,6 +464,7 @@ class Upload:
                 await self._store.in_thread(self._writer.discard)
 
     def _start_writing(self) -> None:
+        self._unsettled = self._buffered
         self._writing = self._store._loop.run_in_executor(
             self._store._readers, _translate, self._write_pieces, self._take()
         )
@@ -450,14 +474,15 @@ class Upload:
         if self._writing is not None:
             await asyncio.shield(self._writing)
             self._writing = None
+            self._release(min(self._unsettled, self._reserved))
 
     def _take(self) -> list[bytes]:
         pieces, self._pieces, self._buffered = self._pieces, [], 0
         return pieces
 
-    def _release(self) -> None:
-        self._store.reserved_bytes -= self._reserved
-        self._reserved = 0
+    def _release(self, size: int) -> None:
+        self._store.reserved_bytes -= size
+        self._reserved -= size
 
     # In a thread: a reader's while the body comes, the writer's at the end.
 
@@ -472,11 +497,11 @@ class Upload:
             digest.update(data)
 
     def _finish(self, pieces: list[bytes]) -> Meta:
-        if pieces or self._writer is None:
-            self._write_pieces(pieces)
-        writer = self._writer
-        assert writer is not None
         try:
+            if pieces or self._writer is None:
+                self._write_pieces(pieces)
+            writer = self._writer
+            assert writer is not None
             for digest, expected in self._digests:
                 if not hmac.compare_digest(digest.digest(), expected):
                     raise DigestMismatch(
@@ -486,14 +511,15 @@ class Upload:
             meta = writer.finish()
             return self._store._commit(writer, self._key, meta, self._condition)
         except BaseException:
-            writer.discard()
+            if self._writer is not None:
+                self._writer.discard()
             raise
 
 
-def _translate(function: Callable[[list[bytes]], T], pieces: list[bytes]) -> T:
+def _translate(function: Callable[[A], T], argument: A) -> T:
     """Call, with the system's errors as ours."""
     try:
-        return function(pieces)
+        return function(argument)
     except OSError as error:
         if error.errno in _FULL:
             raise DiskFull(f"no room for the object: {error.strerror}") from error
