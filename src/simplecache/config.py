@@ -27,6 +27,9 @@ _UNITS: Final = {
 }
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_DURATION = re.compile(r"(\d+)([smhd]?)")
+EVICTION_POLICIES: Final = ("steady", "lru", "fifo", "random", "lfu", "sieve", "s3fifo")
+"""The table is ``store/policies.py``; the first is the default. See docs/eviction.md."""
 FILE_MAX_BYTES: Final = 16 << 20
 """A configuration file's limit: far above 10,000 buckets, far below what would hurt a node."""
 
@@ -60,6 +63,11 @@ _BUCKET_KEYS: Final = {
     "AllowNamespaces": False,
     "ReadNamespaces": False,
     "WriteNamespaces": False,
+    "Weight": False,
+    "MinShare": False,
+    "Pinned": False,
+    "Eviction": False,
+    "TTL": False,
 }
 """Key -> whether it is required."""
 
@@ -92,10 +100,11 @@ def _bucket(entry: object, where: str) -> Bucket:
             "'-', with a letter or digit at both ends"
         )
     where = f"{where} ({name})"
-    public = table.get("Public", False)
-    if not isinstance(public, bool):
-        raise InvalidConfig(f"{where}.Public: {public!r} must be true or false")
-    quota = table.get("BucketQuota")
+    public = _flag(table, "Public", where)
+    quota = _size(table, "BucketQuota", where)
+    min_share = _size(table, "MinShare", where)
+    if quota is not None and min_share is not None and min_share > quota:
+        raise InvalidConfig(f"{where}.MinShare: {table['MinShare']!r} is above the BucketQuota")
     allow = _namespaces(table, "AllowNamespaces", where)
     read = _namespaces(table, "ReadNamespaces", where)
     write = _namespaces(table, "WriteNamespaces", where)
@@ -113,10 +122,38 @@ def _bucket(entry: object, where: str) -> Bucket:
     return Bucket(
         name=name,
         public=public,
-        quota_bytes=None if quota is None else parse_size(quota, f"{where}.BucketQuota"),
+        quota_bytes=quota,
         read_namespaces=read if read is not None else allow or (),
         write_namespaces=write,
+        weight=_weight(table.get("Weight", 1), f"{where}.Weight"),
+        min_share_bytes=min_share,
+        is_pinned=_flag(table, "Pinned", where),
+        eviction=_policy(table.get("Eviction", EVICTION_POLICIES[0]), f"{where}.Eviction"),
+        ttl_s=parse_duration(table["TTL"], f"{where}.TTL") if "TTL" in table else None,
     )
+
+
+def _flag(table: Mapping[str, Any], key: str, where: str) -> bool:
+    value = table.get(key, False)
+    if not isinstance(value, bool):
+        raise InvalidConfig(f"{where}.{key}: {value!r} must be true or false")
+    return value
+
+
+def _size(table: Mapping[str, Any], key: str, where: str) -> int | None:
+    return parse_size(table[key], f"{where}.{key}") if key in table else None
+
+
+def _weight(value: object, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1e6:
+        raise InvalidConfig(f"{where}: {value!r} must be a number above 0, at most 1,000,000")
+    return float(value)
+
+
+def _policy(value: object, where: str) -> str:
+    if value not in EVICTION_POLICIES:
+        raise InvalidConfig(f"{where}: {value!r} is none of {', '.join(EVICTION_POLICIES)}")
+    return str(value)
 
 
 def _namespaces(table: Mapping[str, Any], key: str, where: str) -> tuple[str, ...] | None:
@@ -129,6 +166,20 @@ def _namespaces(table: Mapping[str, Any], key: str, where: str) -> tuple[str, ..
         if not isinstance(name, str) or not _NAMESPACE.fullmatch(name):
             raise InvalidConfig(f"{where}.{key}: {name!r} is not a Kubernetes namespace name")
     return tuple(dict.fromkeys(value))
+
+
+def parse_duration(value: object, where: str) -> int:
+    """Seconds from ``90``, ``"90s"``, ``"15m"``, ``"12h"`` or ``"7d"``.
+
+    Raises:
+        InvalidConfig: not a duration of at least a second.
+    """
+    match = _DURATION.fullmatch(str(value)) if isinstance(value, str | int) else None
+    if match is None or isinstance(value, bool) or not 0 < int(match[1]) < 10**9:
+        raise InvalidConfig(
+            f"{where}: {value!r} is not a duration; expected seconds, or a number with s, m, h or d"
+        )
+    return int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2] or "s"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ The tree::
     │   ├── TooLarge               larger than the limit for one object
     │   ├── PreconditionFailed     If-Match, If-None-Match
     │   ├── DigestMismatch         the body is not what its digest says
+    │   ├── NotAdmitted            the shard is full, and what is there is wanted more
     │   └── Unavailable            not now: a retry later may do
     │       ├── Overloaded             too many uploads or connections
     │       ├── Draining               this node is stopping
@@ -64,6 +65,10 @@ class PreconditionFailed(Refused):
 
 class DigestMismatch(Refused):
     """The body's digest differs from the one that was sent with it."""
+
+
+class NotAdmitted(Refused):
+    """The shard is full and keeps what is there: sending the object would be in vain."""
 
 
 class Unavailable(Refused):

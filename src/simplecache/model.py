@@ -94,6 +94,21 @@ class Bucket:
     write_namespaces: tuple[str, ...] | None
     """None: anybody, which only a public bucket has."""
 
+    weight: float = 1.0
+    """Its part of the room, against the other buckets', when there is not enough for all."""
+
+    min_share_bytes: int | None = None
+    """Over the whole cluster; what others' pressure never takes from it."""
+
+    is_pinned: bool = False
+    """Others' pressure takes nothing from it."""
+
+    eviction: str = "steady"
+    """The policy that chooses among its own entries."""
+
+    ttl_s: int | None = None
+    """Entries go after so long; None: never by age."""
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:

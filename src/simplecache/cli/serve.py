@@ -78,6 +78,10 @@ def add_parsers(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         help="mode static: tokens and their namespaces; read again when it changes",
     )  # fmt: skip
     add_flag(
+        parser, "--capacity", metavar="SIZE|PERCENT", default="80%",
+        help="what the cache may take of each data directory's file system, shared by its shards",
+    )  # fmt: skip
+    add_flag(
         parser, "--max-object-size", metavar="SIZE", default="64Gi",
         help="larger objects are refused",
     )  # fmt: skip
@@ -105,6 +109,7 @@ def run_serve(args: argparse.Namespace) -> int:
     """Serve until a signal; 0 after a graceful stop."""
     from simplecache.config import parse_size  # noqa: PLC0415 - serving alone needs the extra
     from simplecache.server.supervisor import NodeSettings, run  # noqa: PLC0415
+    from simplecache.store.capacity import parse_capacity  # noqa: PLC0415
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     data = tuple(Path(path) for path in args.data)
@@ -125,6 +130,7 @@ def run_serve(args: argparse.Namespace) -> int:
         },
         uploads_max=args.max_uploads,
         object_max_bytes=parse_size(args.max_object_size, "--max-object-size"),
+        capacity=parse_capacity(args.capacity),
         drain_delay_s=args.drain_delay,
         drain_grace_s=args.drain_grace,
     )

@@ -6,6 +6,9 @@ objects answers. N probes from the control plane replace N probes from each of N
 Plain asyncio streams and a dozen lines of HTTP: the answers are our own nodes', and a client
 library would cost more than it saves. What a shard sends is bounded and distrusted all the same.
 
+A probe also tells the shard its part of the ring (``SCS-Ring-Share``: its weight over all listed),
+by which it divides quotas that are given for the whole cluster.
+
 What a probe *means* is not decided here: see ``membership.py``.
 """
 
@@ -55,8 +58,12 @@ class Prober:
         wanted = {shard.endpoint for shard in shards}
         for endpoint in self._kept.keys() - wanted:
             self._kept.pop(endpoint).close()
+        total = sum(shard.weight for shard in shards)
         async with asyncio.TaskGroup() as group:
-            tasks = {shard: group.create_task(self._probe(shard)) for shard in shards}
+            tasks = {
+                shard: group.create_task(self._probe(shard, shard.weight / total))
+                for shard in shards
+            }
         return {shard: task.result() for shard, task in tasks.items()}
 
     def close(self) -> None:
@@ -65,31 +72,32 @@ class Prober:
             connection.close()
         self._kept.clear()
 
-    async def _probe(self, shard: Shard) -> Outcome:
+    async def _probe(self, shard: Shard, share: float) -> Outcome:
         async with self._slots:
             try:
                 async with asyncio.timeout(self._timeout_s):
-                    return await self._ask(shard)
+                    return await self._ask(shard, share)
             except ConnectionRefusedError:
                 return Outcome.REFUSED
             except (OSError, EOFError, TimeoutError, _BadAnswer):
                 return Outcome.SILENT
 
-    async def _ask(self, shard: Shard) -> Outcome:
+    async def _ask(self, shard: Shard, share: float) -> Outcome:
         kept = self._kept.pop(shard.endpoint, None)
         if kept is not None:
             # The shard may have closed it since: only a new connection's failure counts.
             with contextlib.suppress(OSError, EOFError, _BadAnswer):
-                return await self._exchange(shard, kept)
+                return await self._exchange(shard, share, kept)
         reader, writer = await asyncio.open_connection(*shard.endpoint, limit=HEAD_MAX_BYTES)
-        return await self._exchange(shard, _Connection(reader, writer))
+        return await self._exchange(shard, share, _Connection(reader, writer))
 
-    async def _exchange(self, shard: Shard, connection: _Connection) -> Outcome:
+    async def _exchange(self, shard: Shard, share: float, connection: _Connection) -> Outcome:
         reusable = False
         try:
             host = f"[{shard.address}]" if ":" in shard.address else shard.address
             connection.writer.write(
-                f"GET {PATH} HTTP/1.1\r\nHost: {host}:{shard.port}\r\n\r\n".encode()
+                f"GET {PATH} HTTP/1.1\r\nHost: {host}:{shard.port}\r\n"
+                f"SCS-Ring-Share: {share:.9f}\r\n\r\n".encode()
             )
             status, reusable = await _read_answer(connection.reader)
         finally:

@@ -49,6 +49,9 @@ LINGER_S: Final = 2
 BODY_WINDOW_BYTES: Final = 32 << 10
 """What a body must bring in every body timeout: less is a client that only holds a slot."""
 
+RING_SHARE_MIN: Final = 1e-5
+"""A smaller part of the ring is not believed: it is a thousandth of a cluster of 100 shards."""
+
 _CLOSE: Final = b"Connection: close\r\n"
 _KEEP_ALIVE: Final = b"Connection: keep-alive\r\n"
 
@@ -308,7 +311,11 @@ class Connection(asyncio.Protocol):
         if isinstance(wanted, Refusal):
             handler.counters.count("other", wanted.status)
             return refusal(wanted, body=not turn.is_head)
+        if wanted.purge is not None:
+            work = handler.purge(*wanted.purge, turn.headers)
+            return await handler.answer(wanted.verb, work)
         if wanted.key is None:
+            self._note_share(turn.headers.values.get(b"scs-ring-share"))
             return self._readiness(body=not turn.is_head)
         return await handler.respond(
             Request(wanted.verb, wanted.key, turn.headers, turn.body.pieces())
@@ -321,6 +328,15 @@ class Connection(asyncio.Protocol):
             self._pump()
         if self._has_eof and self._task is None and self._can_write:
             self._finish()
+
+    def _note_share(self, value: bytes | None) -> None:
+        """Take the shard's part of the ring from the control plane's probe."""
+        try:
+            share = float(value or b"")
+        except ValueError:
+            return
+        if RING_SHARE_MIN <= share <= 1:
+            self._server.handler.note_ring_share(share)
 
     def _readiness(self, *, body: bool) -> bytes:
         if self._server.is_ready and not self._server.is_draining:

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import re
 from base64 import b64decode
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from email.utils import formatdate
 from typing import Any, Final
@@ -24,6 +24,7 @@ from simplecache.errors import (
     Draining,
     Forbidden,
     NoSuchBucket,
+    NotAdmitted,
     Overloaded,
     PreconditionFailed,
     Refused,
@@ -37,7 +38,8 @@ from simplecache.server.authenticate import Authenticator, OpenAuthenticator
 from simplecache.server.authorise import authorise, is_read, needs_caller
 from simplecache.server.wire import Headers, Refusal, head, problem, refusal
 from simplecache.store.blobs import Blob, Corrupt, Meta
-from simplecache.store.store import Condition, Store
+from simplecache.store.store import Store
+from simplecache.store.upload import Condition
 
 INLINE_MAX_BYTES: Final = 256 << 10
 """Bodies up to this size are read, checked and written in one go; larger ones go by sendfile."""
@@ -52,6 +54,7 @@ STATUS: Final[Mapping[type[Refused], tuple[int, str]]] = {
     TooLarge: (413, "too-large"),
     PreconditionFailed: (412, "precondition"),
     DigestMismatch: (400, "digest"),
+    NotAdmitted: (507, "not-admitted"),
     Overloaded: (503, "overloaded"),
     Draining: (503, "draining"),
     ReviewUnavailable: (503, "review-unavailable"),
@@ -64,6 +67,10 @@ _CHALLENGE: Final = b'WWW-Authenticate: Bearer realm="simple-cache-service"\r\n'
 _MISS: Final = "the object is not in the cache"
 MISS: Final = problem(404, "miss", _MISS)
 _MISS_LINE, _, _MISS_REST = MISS.partition(b"\n")
+NOT_STORED: Final = b"SCS-Stored: no\r\n"
+"""On a 404: do not bother to send it now. On a 201: it was taken and thrown away."""
+_MAX_AGE: Final = re.compile(rb"(?i)(?:^|[,\s])max-age\s*=\s*\"?(\d{1,9})")
+_NO_STORE: Final = re.compile(rb"(?i)(?:^|[,\s])no-store(?:$|[,\s])")
 _RANGE: Final = re.compile(rb"bytes=(\d{0,19})-(\d{0,19})")
 _ETAGS: Final = re.compile(rb'(W/)?"([^"]*)"')
 _OUR_ETAG: Final = re.compile(rb"[0-9a-f]{32}")
@@ -148,6 +155,7 @@ class Handler:
         self.date = b""
         self._hit_line = b""
         self._miss_line = b""
+        self._vain_miss_line = b""
         self.tick(0)
 
     def tick(self, now_s: float) -> None:
@@ -159,6 +167,7 @@ class Handler:
         self.date = b"Date: %b\r\n" % formatdate(now_s, usegmt=True).encode()
         self._hit_line = b"HTTP/1.1 200 OK\r\n" + self.date
         self._miss_line = _MISS_LINE + b"\n" + self.date
+        self._vain_miss_line = self._miss_line + NOT_STORED
         self.forget_callers()
 
     def configure(self, buckets: Mapping[str, Bucket]) -> None:
@@ -172,6 +181,11 @@ class Handler:
             name.encode(): _BucketState(bucket, not needs_caller(bucket, reads=True), set())
             for name, bucket in buckets.items()
         }
+        self.store.configure(buckets)
+
+    def note_ring_share(self, share: float) -> None:
+        """This shard's part of the ring, as the control plane has it."""
+        self.store.set_ring_share(share)
 
     def forget_callers(self) -> None:
         """Drop remembered authorizations that the authenticator does not vouch for any more."""
@@ -192,8 +206,7 @@ class Handler:
         try:
             blob = store.find_now(target)
             if blob is None:
-                self.counters.hot_misses += 1
-                return (self._miss_line, _MISS_REST)
+                return self._miss_now(target)
             if blob.size > INLINE_MAX_BYTES:
                 return None
             body = blob.read_now()
@@ -201,70 +214,76 @@ class Handler:
             return None
         except Corrupt as error:
             store.drop(target, error, blob)
-            self.counters.hot_misses += 1
-            return (self._miss_line, _MISS_REST)
+            return self._miss_now(target)
+        store.touched.append(target)
         self.counters.hot_hits += 1
         self.counters.hit_bytes += blob.size
         return (self._hit_line, blob.head or _prepare_head(blob), body)
+
+    def _miss_now(self, target: bytes) -> tuple[bytes, bytes]:
+        self.store.touched.append(target)
+        self.counters.hot_misses += 1
+        is_vain = self.store.is_full and not self.store.would_admit(target)
+        return (self._vain_miss_line if is_vain else self._miss_line, _MISS_REST)
 
     # -- the whole story -------------------------------------------------------------------
 
     async def respond(self, request: Request) -> Answer:
         """The answer to ``request``; never raises for what a client or the disk does."""
-        verb = request.verb.decode()
+        return await self.answer(request.verb, self._serve(request))
+
+    async def answer(self, verb: bytes, work: Coroutine[Any, Any, tuple[Answer, int]]) -> Answer:
+        """What ``work`` answers, or the answer to what it raises."""
+        body = verb != b"HEAD"
         answer: Answer
         try:
-            answer, status = await self._serve(request)
+            answer, status = await work
         except Refusal as error:
-            status, answer = error.status, refusal(error, body=verb != "HEAD")
+            status, answer = error.status, refusal(error, body=body)
         except Refused as error:
             status, word = STATUS[type(error)]
-            fields = (
-                [b"Retry-After: %d\r\n" % error.retry_after_s]
-                if isinstance(error, Unavailable)
-                else [_CHALLENGE]
-                if status == 401
-                else []
-            )
-            answer = problem(status, word, str(error), *fields, body=verb != "HEAD")
-        self.counters.count(verb, status)
+            fields = [_CHALLENGE] if status == 401 else []
+            if isinstance(error, Unavailable):
+                fields.append(b"Retry-After: %d\r\n" % error.retry_after_s)
+            answer = problem(status, word, str(error), *fields, body=body)
+        self.counters.count(verb.decode(), status)
         return answer
 
     async def _serve(self, request: Request) -> tuple[Answer, int]:
-        namespace = await self._admit(request)
+        reads = is_read(request.verb)
+        namespace = await self._admit(request.key.bucket, request.headers, reads=reads)
         if request.verb == b"PUT":
             return await self._put(request, namespace)
         if request.verb == b"DELETE":
             return await self._delete(request)
         return await self._get(request)
 
-    async def _admit(self, request: Request) -> str:
+    async def _admit(self, bucket: str, headers: Headers, *, reads: bool) -> str:
         """Whoever may do it passes; returns their namespace, empty for anonymous."""
-        state = self._buckets.get(request.key.bucket.encode())
+        state = self._buckets.get(bucket.encode())
         if state is None:
-            raise NoSuchBucket(f'bucket "{request.key.bucket}" is not configured')
-        reads = is_read(request.verb)
+            raise NoSuchBucket(f'bucket "{bucket}" is not configured')
+        authorization = headers.authorization
         if not needs_caller(state.bucket, reads=reads):
             caller = None
-            if not reads and request.headers.authorization is not None:
-                caller = self.authenticator.known(request.headers.authorization)
+            if not reads and authorization is not None:
+                caller = self.authenticator.known(authorization)
         else:
-            caller = await self.authenticator.authenticate(request.headers.authorization)
+            caller = await self.authenticator.authenticate(authorization)
             verdict = authorise(state.bucket, caller, reads=reads)
             if not verdict.allowed:
                 raise (Unauthenticated if verdict.needs_token else Forbidden)(verdict.reason)
-            if reads and request.headers.authorization is not None:
+            if reads and authorization is not None:
                 if len(state.readers) >= READERS_MAX:
                     state.readers.clear()
-                state.readers.add(request.headers.authorization)
+                state.readers.add(authorization)
         return (caller.namespace or "") if caller is not None else ""
 
     async def _get(self, request: Request) -> tuple[Answer, int]:
         is_head = request.verb == b"HEAD"
         blob = await self._find(request.key.target)
         if blob is None:
-            self.counters.misses += 1
-            return (problem(404, "miss", _MISS, body=not is_head), 404)
+            return await self._miss(request), 404
         conditional = _condition(request.headers, blob.meta)
         if conditional is not None:
             return conditional
@@ -286,11 +305,26 @@ class Handler:
                 self.store.drop(request.key.target, error, blob)
                 self.counters.misses += 1
                 return MISS, 404
+        self.store.touched.append(request.key.target)
         self.counters.hits += 1
         self.counters.hit_bytes += length
         if body is None:
             return FileAnswer(answer_head, blob, start, length), status
         return (answer_head, body[start : start + length] if span else body), status
+
+    async def _miss(self, request: Request) -> bytes:
+        target, is_head = request.key.target, request.verb == b"HEAD"
+        self.counters.misses += 1
+        if not is_head:
+            self.store.touched.append(target)
+        fields, detail = [], _MISS
+        if self.store.is_full and not self.store.would_admit(target):
+            fields.append(NOT_STORED)
+        if b"scs-why" in request.headers.values:
+            why = await self.store.why(request.key)
+            fields.append(b"SCS-Why: %b\r\n" % why.encode("ascii", "replace"))
+            detail = f"{_MISS}: {why}"
+        return problem(404, "miss", detail, *fields, body=not is_head)
 
     async def _put(self, request: Request, namespace: str) -> tuple[Answer, int]:
         headers, values = request.headers, request.headers.values
@@ -303,12 +337,16 @@ class Handler:
             condition.check(await self.store.meta(request.key.target))
         if self.uploads >= self._uploads_max:
             raise Overloaded(f"{self.uploads} uploads are under way on this shard")
+        ttl_s = self._ttl(request)
+        if ttl_s == 0 or not await self.store.admits(request.key, namespace, headers.length):
+            return await self._decline(request)
         upload = self.store.begin(
             request.key,
             length=headers.length,
             namespace=namespace,
             content_type=_kept(values, b"content-type", 256) or b"application/octet-stream",
             content_encoding=_kept(values, b"content-encoding", 64),
+            ttl_s=ttl_s,
             condition=condition,
             digests=_digests(values),
         )
@@ -324,6 +362,34 @@ class Handler:
                 self.uploads -= 1
         self.counters.put_bytes += meta.size
         return head(201, b"ETag: %b\r\nContent-Length: 0\r\n" % _etag(meta)), 201
+
+    async def _decline(self, request: Request) -> tuple[Answer, int]:
+        """What would not be kept: a client that asks first is told, others see their 201."""
+        if request.headers.expects_continue:
+            raise NotAdmitted("the shard is full, and what is there is wanted more")
+        async for _ in request.body:
+            pass
+        return head(201, NOT_STORED, b"Content-Length: 0\r\n"), 201
+
+    def _ttl(self, request: Request) -> int | None:
+        """Seconds that an object may live: the client's wish, within the bucket's limit."""
+        state = self._buckets.get(request.key.bucket.encode())
+        limit = state.bucket.ttl_s if state is not None else None
+        wish = request.headers.values.get(b"cache-control", b"")
+        match = _MAX_AGE.search(wish)
+        if _NO_STORE.search(wish):
+            return 0
+        if match is None:
+            return limit
+        return int(match[1]) if limit is None else min(limit, int(match[1]))
+
+    async def purge(self, bucket: str, prefix: bytes, headers: Headers) -> tuple[Answer, int]:
+        """Remove all objects of a bucket whose target begins with ``prefix``."""
+        await self._admit(bucket, headers, reads=False)
+        removed = await self.store.purge(bucket, prefix)
+        body = b'{"removed": %d}\n' % removed
+        fields = b"Content-Type: application/json\r\nContent-Length: %d\r\n" % len(body)
+        return head(200, fields) + body, 200
 
     async def _delete(self, request: Request) -> tuple[Answer, int]:
         if await self.store.delete(request.key.target):

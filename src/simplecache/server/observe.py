@@ -21,7 +21,11 @@ METRICS: Final = {
     "scs_uploads": ("gauge", "PUTs under way."),
     "scs_entries": ("gauge", "Objects stored, by bucket and the namespace that put them."),
     "scs_stored_bytes": ("gauge", "Allocated bytes of objects stored, by bucket and namespace."),
-    "scs_free_bytes": ("gauge", "Free bytes of the shard's file system, less those announced."),
+    "scs_used_bytes": ("gauge", "Allocated bytes of the shard: objects, directories, index."),
+    "scs_limit_bytes": ("gauge", "What they may come to: capacity, or what the disk can give."),
+    "scs_ring_share": ("gauge", "The shard's part of the ring, by which quotas are divided."),
+    "scs_evictions_total": ("counter", "Entries let go, by the rule that chose them."),
+    "scs_not_admitted_total": ("counter", "PUTs whose object was not kept: the shard is full."),
     "scs_corrupt_total": ("counter", "Entries dropped because their sums did not fit."),
     "scs_change_backlog": ("gauge", "Changes that wait for the writer thread or the index."),
     "scs_header_parses_total": ("counter", "Header blocks that were not in the memo."),
@@ -36,7 +40,7 @@ Sample = tuple[str, dict[str, str], float]
 def samples(server: Server) -> list[Sample]:
     """What one shard knows of itself."""
     handler, store = server.handler, server.handler.store
-    counters = handler.counters
+    counters, level = handler.counters, store.level
     found: list[Sample] = [
         ("scs_hits_total", {}, counters.hits + counters.hot_hits),
         ("scs_misses_total", {}, counters.misses + counters.hot_misses),
@@ -44,7 +48,10 @@ def samples(server: Server) -> list[Sample]:
         ("scs_put_bytes_total", {}, counters.put_bytes),
         ("scs_connections", {}, len(server.connections)),
         ("scs_uploads", {}, handler.uploads),
-        ("scs_free_bytes", {}, store.free_bytes),
+        ("scs_used_bytes", {}, level.used),
+        ("scs_limit_bytes", {}, level.limit),
+        ("scs_ring_share", {}, store.evictor.shares.ring_share),
+        ("scs_not_admitted_total", {}, store.evictor.refused),
         ("scs_corrupt_total", {}, store.corrupt_found),
         ("scs_change_backlog", {}, store.backlog),
         ("scs_header_parses_total", {}, server.memo.misses),
@@ -52,6 +59,10 @@ def samples(server: Server) -> list[Sample]:
     found += [
         ("scs_requests_total", {"verb": verb, "status": str(status)}, count)
         for (verb, status), count in counters.responses().items()
+    ]
+    found += [
+        ("scs_evictions_total", {"rule": rule}, count)
+        for rule, count in store.evictor.evicted.items()
     ]
     for (bucket, namespace), (entries, _, disk) in store.usage.snapshot().items():
         tenant = {"bucket": bucket, "namespace": namespace}

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from simplecache.errors import InvalidName
-from simplecache.model import BUCKET_PATTERN, NAME_MAX_BYTES, NAME_PATTERN, TARGET_PREFIX, Key
+from simplecache.model import (
+    BUCKET_PATTERN,
+    NAME_MAX_BYTES,
+    NAME_PATTERN,
+    TARGET_PREFIX,
+    Key,
+    is_bucket_name,
+)
 from simplecache.server.wire import ProtocolError, Refusal
 
 PLAIN_GET: Final = re.compile(
@@ -18,6 +25,7 @@ PLAIN_GET: Final = re.compile(
 VERBS: Final = (b"GET", b"HEAD", b"PUT", b"DELETE")
 ALLOW: Final = b"Allow: GET, HEAD, PUT, DELETE\r\n"
 READY: Final = b"/readyz"
+PURGE_PREFIX: Final = b"/v1/buckets/"
 
 _METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}")
 _VERSION = re.compile(rb"HTTP/(\d)\.(\d)")
@@ -26,11 +34,14 @@ _ABSOLUTE = re.compile(rb"(?i)https?://[^/?#]+(?=/)")
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What a request line asks for. ``key`` is None for the shard's own ``/readyz``."""
+    """What a request line asks for: an object, or one of the shard's own two paths."""
 
     verb: bytes
     key: Key | None
+    """The object; None for ``/readyz`` and for a purge."""
     is_http_10: bool
+    purge: tuple[str, bytes] | None = None
+    """Bucket and the beginning of the targets to be removed."""
 
 
 def route(line: bytes) -> Route:
@@ -54,6 +65,8 @@ def route(line: bytes) -> Route:
         target = target[absolute.end() :]
     if target == READY and verb in {b"GET", b"HEAD"}:
         return Route(verb, None, version == b"HTTP/1.0")
+    if target.startswith(PURGE_PREFIX) and verb == b"DELETE":
+        return Route(verb, None, version == b"HTTP/1.0", _purge(target))
     if not target.startswith(TARGET_PREFIX):
         raise Refusal(404, "no-route", "objects are at /v1/objects/{bucket}/{object}")
     if verb not in VERBS:
@@ -66,3 +79,12 @@ def route(line: bytes) -> Route:
             414 if too_long else 400, "too-large" if too_long else "malformed", str(error)
         ) from error
     return Route(verb, key, version == b"HTTP/1.0")
+
+
+def _purge(target: bytes) -> tuple[str, bytes]:
+    """``/v1/buckets/{bucket}/{prefix}``, with the prefix of the objects' names, maybe empty."""
+    bucket, slash, prefix = target[len(PURGE_PREFIX) :].partition(b"/")
+    name = bucket.decode("ascii", "replace")
+    if not slash or not is_bucket_name(name):
+        raise Refusal(400, "malformed", "a purge is DELETE /v1/buckets/{bucket}/{prefix}")
+    return name, TARGET_PREFIX + bucket + b"/" + prefix

@@ -41,6 +41,7 @@ class Server:
     def tick(self) -> None:
         """Once a second: the clock of every timeout."""
         self.handler.tick(time.time())
+        self.handler.store.tick()
         for connection in tuple(self.connections):
             connection.tick()
 

@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 
 DESCRIPTORS: Final = 65_536
 """Wanted: connections, open objects, and room to work."""
+SWITCH_S: Final = 0.0005
+"""The writer thread lets the loop go on after so long at the latest; Python's default is ten times
+that, which would be a request's whole budget."""
 ORPHAN_GRACE_S: Final = 1.0
 """What runs may go on for so long when the supervisor is gone."""
 
@@ -49,6 +52,7 @@ class ShardSettings:
     limits: dict[str, int]
     uploads_max: int
     object_max_bytes: int
+    capacity_bytes: int
     buckets: Any
     """The bucket document, as it was read from its file."""
     tokens: Any
@@ -71,6 +75,7 @@ class Shard:
         self._store = Store(
             Path(settings.directory),
             object_max_bytes=settings.object_max_bytes,
+            capacity_bytes=settings.capacity_bytes,
             open_max=max(64, min(8192, files_max - limits.connections_max - 256)),
         )
         handler = Handler(self._store, self._authenticator, uploads_max=settings.uploads_max)
@@ -82,6 +87,7 @@ class Shard:
         port = await self._server.listen(self.settings.host, self.settings.port)
         self._server.is_ready = True
         gc.collect()
+        sys.setswitchinterval(SWITCH_S)
         gc.freeze()  # what lives from here on is found without walking the modules again
         self._channel.send({"ready": {"port": port}})
         ticking = asyncio.create_task(self._tick())

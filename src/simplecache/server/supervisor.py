@@ -25,6 +25,7 @@ from simplecache.ops import PROMETHEUS, Answer, OpsServer
 from simplecache.server import observe
 from simplecache.server.channel import Channel
 from simplecache.server.shard import ShardSettings
+from simplecache.store.capacity import CapacityWish
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class NodeSettings:
     ops: tuple[str, int]
     name: str
     shards: int
+    capacity: CapacityWish
     auth: str = "static"
     tokens: Path | None = None
     limits: dict[str, int] = field(default_factory=dict)
@@ -60,6 +62,26 @@ class NodeSettings:
     def port(self, shard: int) -> int:
         """The port of a shard: the first, and those after it (or 0: the kernel's choice)."""
         return self.listen[1] + shard if self.listen[1] else 0
+
+    def capacity_bytes(self, shard: int) -> int:
+        """A shard's part of what its file system may give to this node.
+
+        Raises:
+            InvalidConfig: more is wished for than the file system has.
+        """
+        path = self.data[shard % len(self.data)]
+        status = path.stat()
+        system = os.statvfs(path)
+        total = system.f_blocks * system.f_frsize
+        wish = self.capacity.of(total)
+        if wish > total:
+            raise InvalidConfig(f"--capacity: {wish} bytes are more than {path} has ({total})")
+        together = [
+            number
+            for number in range(self.shards)
+            if self.data[number % len(self.data)].stat().st_dev == status.st_dev
+        ]
+        return wish // len(together)
 
     def directory(self, shard: int) -> Path:
         """Shards are dealt over the data directories in turn."""
@@ -198,6 +220,8 @@ class Supervisor:
         self._configuration = _Configuration(settings)
         for directory in settings.data:
             _claim(directory, settings)
+        for number in range(settings.shards):
+            settings.capacity_bytes(number)
         self._shards = [
             _ShardProcess(number, lambda number=number: self._shard_settings(number))  # type: ignore[misc]
             for number in range(settings.shards)
@@ -216,6 +240,7 @@ class Supervisor:
             limits=settings.limits,
             uploads_max=settings.uploads_max,
             object_max_bytes=settings.object_max_bytes,
+            capacity_bytes=settings.capacity_bytes(number),
             buckets=self._configuration.buckets,
             tokens=self._configuration.tokens,
         )

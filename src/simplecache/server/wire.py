@@ -77,13 +77,14 @@ class Headers:
 
 _KEPT: Final = frozenset({
     b"range", b"if-range", b"if-match", b"if-none-match", b"content-type", b"content-encoding",
-    b"content-range", b"content-md5", b"content-digest",
+    b"content-range", b"content-md5", b"content-digest", b"cache-control", b"scs-why",
+    b"scs-ring-share",
 })  # fmt: skip
-_SINGLE: Final = _KEPT | {
+_SINGLE: Final = (_KEPT - {b"cache-control"}) | {
     b"authorization", b"host", b"content-length", b"transfer-encoding", b"expect",
 }  # fmt: skip
 """Fields that may stand in a block once: two of them have no agreed meaning."""
-_NOT_PLAIN: Final = frozenset({b"range", b"if-match", b"if-none-match"})
+_NOT_PLAIN: Final = frozenset({b"range", b"if-match", b"if-none-match", b"scs-why"})
 
 
 class HeaderMemo:

@@ -142,7 +142,18 @@ class Blob:
     cache, and the caller goes on with the blocking twin in a thread.
     """
 
-    __slots__ = ("_stamp", "_sums", "body_at", "fd", "head", "meta", "size", "sum0", "verified")
+    __slots__ = (
+        "_stamp",
+        "_sums",
+        "body_at",
+        "expires_ms",
+        "fd",
+        "head",
+        "meta",
+        "size",
+        "sum0",
+        "verified",
+    )
 
     def __init__(self, fd: int, meta: Meta, sum0: int, stamp: int) -> None:
         self.fd = fd
@@ -150,6 +161,7 @@ class Blob:
         self.meta = meta
         self.size = meta.size
         self.body_at = meta.body_at
+        self.expires_ms = meta.expires_ms
         self.sum0 = sum0
         self._sums: tuple[int, ...] | None = None if block_count(meta.size) > 1 else (sum0,)
         self.verified = bytearray(block_count(meta.size))

@@ -9,24 +9,21 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from functools import partial
-from typing import Protocol
 
 from simplecache.errors import InvalidName
 from simplecache.model import Key
-from simplecache.store.blobs import Corrupt, blob_id, open_blob
+from simplecache.store.blobs import Corrupt, Meta, blob_id, open_blob
 from simplecache.store.index import Index, Row
+from simplecache.store.notes import group_number, group_of
+from simplecache.store.policies import MAIN
+from simplecache.store.usage import Usage
 from simplecache.store.writer import Writer
 
 log = logging.getLogger(__name__)
 
 
-class _Usage(Protocol):
-    def replace(self, old: Row | None, new: Row | None) -> None: ...
-
-
-async def reconcile(objects: str, writer: Writer, index: Index, usage: _Usage) -> tuple[int, int]:
+async def reconcile(objects: str, writer: Writer, index: Index, usage: Usage) -> tuple[int, int]:
     """Compare every directory of ``objects`` with the index; (rows written, rows removed)."""
     written = removed = 0
     for number in range(1 << 12):
@@ -36,14 +33,14 @@ async def reconcile(objects: str, writer: Writer, index: Index, usage: _Usage) -
     return written, removed
 
 
-def _reconcile(objects: str, prefix: str, index: Index, usage: _Usage) -> tuple[int, int]:
+def _reconcile(objects: str, prefix: str, index: Index, usage: Usage) -> tuple[int, int]:
     rows = index.with_prefix(prefix)
     written = 0
     for name, stamp in _files(f"{objects}/{prefix}"):
         old = rows.pop(prefix + name, None)
         if old is not None and old.stamp == stamp:
             continue
-        new = _row_of(f"{objects}/{prefix}/{name}", prefix + name)
+        new = _row_of(f"{objects}/{prefix}/{name}", prefix + name, index)
         usage.replace(old, new)
         if new is not None:
             index.put(new)
@@ -65,7 +62,7 @@ def _files(directory: str) -> list[tuple[str, int]]:
         return []
 
 
-def _row_of(path: str, name: str) -> Row | None:
+def _row_of(path: str, name: str, index: Index) -> Row | None:
     """The row that a file asks for; a file that says nothing credible is removed."""
     try:
         blob = open_blob(path, None)
@@ -82,11 +79,25 @@ def _row_of(path: str, name: str) -> Row | None:
     except (Corrupt, InvalidName) as error:
         _remove(path, error)
         return None
-    status = os.fstat(blob.fd)
+    return row_of(key.bucket, blob.meta, os.fstat(blob.fd), index)
+
+
+def row_of(bucket: str, meta: Meta, status: os.stat_result, index: Index, queue: int = MAIN) -> Row:
+    """The row of an object file."""
     return Row(
-        bytes.fromhex(name), key.bucket, blob.meta.namespace, blob.meta.target, blob.size,
-        status.st_blocks * 512, status.st_mtime_ns, blob.meta.created_ms // 1000, int(time.time()),
-    )  # fmt: skip
+        id=blob_id(meta.target),
+        bucket=bucket,
+        namespace=meta.namespace,
+        target=meta.target,
+        size=meta.size,
+        disk=status.st_blocks * 512,
+        stamp=status.st_mtime_ns,
+        created_s=meta.created_ms // 1000,
+        expires_s=-(-meta.expires_ms // 1000),
+        grp=group_number(group_of(meta.target)),
+        queue=queue,
+        seq=index.next_seq(),
+    )
 
 
 def _remove(path: str, why: Exception) -> None:

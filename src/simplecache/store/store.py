@@ -17,64 +17,47 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import fcntl
-import hmac
 import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from simplecache.errors import (
-    DataDirError,
-    DigestMismatch,
-    DiskError,
-    DiskFull,
-    PreconditionFailed,
-    TooLarge,
-)
-from simplecache.model import Key
+from simplecache.errors import DataDirError, DiskError, DiskFull
+from simplecache.model import Bucket, Key
 from simplecache.store.blobs import Blob, BlobWriter, Corrupt, Meta, blob_id, open_blob
-from simplecache.store.index import Index, Row
-from simplecache.store.repair import reconcile
+from simplecache.store.capacity import Level
+from simplecache.store.evictor import Evictor
+from simplecache.store.index import Index, Row, Tombstone
+from simplecache.store.notes import Notes, target_hash
+from simplecache.store.repair import reconcile, row_of
+from simplecache.store.upload import Condition, Upload, translate
+from simplecache.store.usage import Usage
 from simplecache.store.writer import Writer
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-A = TypeVar("A")
 
-CHUNK_BYTES: Final = 1 << 20
-"""An upload's bytes are handed to the disk in pieces of this size; smaller bodies in one."""
 READ_THREADS: Final = 8
 """Cold reads at the same time: enough for an NVMe's queue, few enough for memory."""
-FREE_FLOOR_BYTES: Final = 64 << 20
-"""Free space that uploads never touch: SQLite and the file system need room to work."""
-
-_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """What must hold at the moment an upload becomes visible.
-
-    ``etags`` None: no object may be there (``If-None-Match: *``). Otherwise the object that is
-    there must have one of these ETags; empty: any (``If-Match: *``).
-    """
-
-    etags: frozenset[bytes] | None
-
-    def check(self, present: Meta | None) -> None:
-        """Raise PreconditionFailed if it does not hold."""
-        if self.etags is None:
-            if present is not None:
-                raise PreconditionFailed("the object is there already (If-None-Match: *)")
-        elif present is None or (self.etags and present.etag not in self.etags):
-            raise PreconditionFailed("the object is not there, or not with that ETag (If-Match)")
+NOTES_MAX: Final = 512
+"""Accesses worked off at once: a fraction of a millisecond."""
+NOTES_WAITING_MAX: Final = 1 << 17
+"""Accesses that may wait for the writer thread; beyond, they are not noted."""
+ROOM_TIMEOUT_S: Final = 2.0
+"""An upload waits at most so long until others have made room for it."""
+SHARE_SAID: Final = 5
+"""Probes that must agree on a new part of the ring before it counts."""
+OVERHEAD_S: Final = 30.0
+"""How often directories and index are measured."""
+BLOCK: Final = 4096
+"""File systems allocate in pieces of this size."""
 
 
 class Store:
@@ -85,20 +68,36 @@ class Store:
         directory: Path,
         *,
         object_max_bytes: int = 64 << 30,
+        capacity_bytes: int = 1 << 62,
         open_max: int = 8192,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Lock and open ``directory``; remove what a crash left.
+
+        Args:
+            directory: made if it is missing.
+            object_max_bytes: larger objects are refused.
+            capacity_bytes: what all entries, directories and the index may take; the file
+                system's free space is a limit anyway.
+            open_max: object files kept open.
+            clock: seconds since the Unix epoch.
 
         Raises:
             DataDirError: it cannot be made or written, or another process has it.
         """
         self.directory = directory
         self.object_max_bytes = object_max_bytes
+        self.capacity_bytes = capacity_bytes
+        self.announced_bytes = 0
+        """By uploads under way, in all."""
         self.reserved_bytes = 0
-        """Announced by uploads and not written yet."""
+        """Of these, not written yet."""
         self.corrupt_found = 0
         """Entries dropped since the start because their bytes were not what their sums say."""
+        self.touched: list[bytes] = []
+        """Targets that were asked for since the notes were last brought up to date."""
+        self.now_ms = 0
+        """The time at the last tick: what expiry is measured by."""
         self._clock = clock
         self._open_max = open_max
         self._open: dict[bytes, Blob] = {}
@@ -108,13 +107,145 @@ class Store:
         self._temp = directory / "tmp"
         self._lock_fd = _prepare(directory)
         index = Index(directory / "index.db")
-        self.usage = Usage(index)
+        self.usage = Usage(index.usage())
         self._index = index
+        self.notes = Notes()
+        self.evictor = Evictor(index, self.usage, self.notes, self._evict)
         self._loop = asyncio.get_running_loop()
-        self._writer = Writer(index, self._loop)
+        self._writer = Writer(index, self._loop, lambda: index.close(self.usage.rows()))
         self._readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="reader")
         self._nowait = os.RWF_NOWAIT if _has_nowait(self._temp) else 0
         self._repair = None if index.is_clean else self._loop.create_task(self._reconcile())
+        self._evicting: asyncio.Task[None] | None = None
+        self._overhead = _overhead(directory)
+        self._overhead_at = time.monotonic()
+        self._share_said = 0
+        self.is_configured = False
+        """Whether the buckets are known; until then nothing is evicted."""
+        self.is_full = False
+        """At the last tick: what comes is stored in another's place, or not at all."""
+        self._gone: list[bytes] = []
+        """Targets evicted by the writer thread, until the loop has forgotten them."""
+        self.tick()
+
+    # -- managing --------------------------------------------------------------------------
+
+    def configure(self, buckets: Mapping[str, Bucket]) -> None:
+        """Manage these buckets from now on; entries of others go away in the background."""
+        self.is_configured = True
+        self.evictor.shares = replace(self.evictor.shares, buckets=buckets)
+        self._nudge()
+
+    def set_ring_share(self, share: float) -> None:
+        """This shard's part of the ring, by which the cluster's quotas are divided: 0 < share <= 1.
+
+        It counts once it was said a few times in a row: while a cluster starts, shards are listed
+        one after the other, and the first would take the whole quota away from itself.
+        """
+        if share == self.evictor.shares.ring_share:
+            self._share_said = 0
+            return
+        self._share_said += 1
+        if self._share_said >= SHARE_SAID:
+            self.evictor.shares = replace(self.evictor.shares, ring_share=share)
+
+    @property
+    def level(self) -> Level:
+        """How full the shard is."""
+        status = os.statvfs(self._temp)
+        return Level(
+            used=self.usage.total_disk + self._overhead,
+            announced=self.announced_bytes,
+            unwritten=self.reserved_bytes,
+            configured=self.capacity_bytes,
+            free=status.f_bavail * status.f_frsize,
+        )
+
+    def tick(self) -> None:
+        """Once a second: the time, the notes, and room ahead of need."""
+        self.now_ms = int(self._clock() * 1000)
+        self.take_notes()
+        with contextlib.suppress(OSError):
+            self.is_full = not self.level.is_calm()
+        if time.monotonic() - self._overhead_at > OVERHEAD_S:
+            self._overhead_at = time.monotonic()
+            self._readers.submit(self._measure)
+        self._nudge()
+
+    def take_notes(self) -> None:
+        """Bring the notes up to date with what was asked for."""
+        touched, self.touched = self.touched, []
+        for at in range(0, min(len(touched), NOTES_WAITING_MAX), NOTES_MAX):
+            part = touched[at : at + NOTES_MAX]
+            self._writer.post(partial(self.notes.take, part, self.usage.entries))
+
+    async def admits(self, key: Key, namespace: str, length: int | None) -> bool:
+        """Whether an object should be stored now; makes room for it where it is to come.
+
+        Raises:
+            DiskFull: it should, and there is no room.
+            DiskError: the disk failed.
+        """
+        try:
+            level = self.level
+        except OSError as error:
+            raise DiskError(f"the disk failed: {error.strerror}") from error
+        disk = (length or 0) + 2 * BLOCK
+        quota = self.evictor.shares.quota(key.bucket)
+        if disk > (level.limit if quota is None else min(quota, level.limit)):
+            raise DiskFull(f"{disk} bytes are more than this shard may ever hold of the bucket")
+        if level.is_calm(disk) and not self.evictor.is_over_quota(key.bucket, disk):
+            return True
+        if not self.is_configured:
+            return True
+        if not await self._writer.run(partial(self._is_wanted, key, namespace, disk)):
+            return False
+        await self._make_room(key.bucket, disk)
+        return True
+
+    async def _make_room(self, bucket: str, disk: int) -> None:
+        deadline = time.monotonic() + ROOM_TIMEOUT_S
+        while self.evictor.is_over_quota(bucket, disk) or not self.level.has_room(disk):
+            excess = max(1, self.level.excess(disk))
+            has_freed = await self._writer.run(partial(self.evictor.step, excess, bucket, disk))
+            if not has_freed or time.monotonic() > deadline:
+                raise DiskFull(f"no room for {disk} bytes on this shard, and none can be made")
+        self._nudge()
+
+    def would_admit(self, target: bytes) -> bool:
+        """A guess, without waiting, whether an object that is not here would be stored."""
+        return self.evictor.would_admit(target_hash(target))
+
+    async def why(self, key: Key) -> str:
+        """Why an object is here, or is not, in a sentence."""
+        return await self._writer.run(partial(self._why, key))
+
+    async def purge(self, bucket: str, prefix: bytes) -> int:
+        """Remove a bucket's entries whose target begins with ``prefix``; how many there were."""
+        total = 0
+        while more := await self._writer.run(partial(self.evictor.purge, bucket, prefix)):
+            total += more
+        return total
+
+    def _nudge(self) -> None:
+        """See to it that what must go goes, in the background."""
+        if self.is_configured and (self._evicting is None or self._evicting.done()):
+            self._evicting = self._loop.create_task(self._evict_all())
+
+    async def _evict_all(self) -> None:
+        while True:
+            try:
+                level = self.level
+            except OSError:
+                return
+            excess = 0 if level.is_calm() else level.excess()
+            step = partial(self.evictor.step, excess)
+            expire = partial(self.evictor.expire, self.now_ms // 1000)
+            if not (await self._writer.run(step) or await self._writer.run(expire)):
+                return
+
+    def _measure(self) -> None:
+        self._overhead = _overhead(self.directory)
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -138,6 +269,8 @@ class Store:
             ) as error:  # a failing disk, no descriptors: the slow way knows what to do
                 raise BlockingIOError from error
             self._remember(target, blob)
+        if blob.expires_ms and blob.expires_ms <= self.now_ms:
+            return None
         return blob
 
     async def find(self, target: bytes) -> Blob | None:
@@ -146,9 +279,6 @@ class Store:
         Raises:
             DiskError: the disk failed.
         """
-        blob = self._open.get(target)
-        if blob is not None:
-            return blob
         changes = self._changes
         try:
             blob = await self.in_thread(open_blob, self._path(target), target)
@@ -159,7 +289,7 @@ class Store:
             return None
         if changes == self._changes:
             self._remember(target, blob)
-        return blob
+        return None if 0 < blob.expires_ms <= self.now_ms else blob
 
     async def in_thread(self, function: Callable[..., T], *args: Any) -> T:
         """Run a blocking read in a reader thread; a failing disk is a DiskError."""
@@ -195,6 +325,7 @@ class Store:
         namespace: str = "",
         content_type: bytes = b"application/octet-stream",
         content_encoding: bytes = b"",
+        ttl_s: int | None = None,
         condition: Condition | None = None,
         digests: Sequence[tuple[Any, bytes]] = (),
     ) -> Upload:
@@ -206,6 +337,7 @@ class Store:
             namespace: of the caller who puts it.
             content_type: kept with it.
             content_encoding: kept with it.
+            ttl_s: it goes after so long; None: never by age.
             condition: must hold when it becomes visible.
             digests: (hashlib object, expected digest) pairs to check the body by.
 
@@ -213,9 +345,10 @@ class Store:
             TooLarge: above the limit for one object.
             DiskFull: there is no room.
         """
+        now_ms = int(self._clock() * 1000)
         meta = Meta(
-            key.target, 0, int(self._clock() * 1000), b"", namespace, content_type,
-            content_encoding,
+            key.target, 0, now_ms, b"", namespace, content_type, content_encoding,
+            0 if ttl_s is None else now_ms + 1000 * ttl_s,
         )  # fmt: skip
         upload = Upload(self, key, meta, condition, digests)
         upload.reserve(length or 0)
@@ -223,7 +356,7 @@ class Store:
 
     async def delete(self, target: bytes) -> bool:
         """Remove an entry; False when there was none."""
-        return await self._change(target, lambda: _translate(self._unlink, target))
+        return await self._change(target, lambda: translate(self._delete, target))
 
     async def meta(self, target: bytes) -> Meta | None:
         """What is there under ``target``, for a condition that is checked before the body."""
@@ -232,12 +365,6 @@ class Store:
         except BlockingIOError:
             blob = await self.find(target)
         return None if blob is None else blob.meta
-
-    @property
-    def free_bytes(self) -> int:
-        """What the file system has left for unprivileged writers, minus what uploads announced."""
-        status = os.statvfs(self._temp)
-        return status.f_bavail * status.f_frsize - self.reserved_bytes
 
     @property
     def backlog(self) -> int:
@@ -256,6 +383,8 @@ class Store:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._repair
             self._index.is_clean = False
+        if self._evicting is not None:
+            self._evicting.cancel()
         await self._loop.run_in_executor(None, self._writer.stop)
         self._readers.shutdown()
         self._open.clear()
@@ -309,15 +438,17 @@ class Store:
         except FileNotFoundError:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             os.rename(writer.path, path)
-        created_s = meta.created_ms // 1000
-        ident = blob_id(meta.target)
-        row = Row(
-            ident, key.bucket, meta.namespace, meta.target, meta.size, status.st_blocks * 512,
-            status.st_mtime_ns, created_s, created_s,
-        )  # fmt: skip
-        self.usage.replace(self._index.get(ident), row)
+        queue = self.evictor.arrived((key.bucket, meta.namespace), target_hash(meta.target))
+        row = row_of(key.bucket, meta, status, self._index, queue)
+        self.usage.replace(self._index.get(row.id), row)
         self._index.put(row)
         return meta
+
+    def _delete(self, target: bytes) -> bool:
+        existed = self._unlink(target)
+        if existed:
+            self._bury(blob_id(target), "deleted", "")
+        return existed
 
     def _unlink(self, target: bytes) -> bool:
         try:
@@ -340,190 +471,61 @@ class Store:
                     return
             elif os.stat(path).st_ino != inode:
                 return
-        self._unlink(target)
+        if self._unlink(target):
+            self._bury(blob_id(target), "corrupt", "")
 
-
-class Usage:
-    """Entries and bytes of each tenant; changed by the writer thread, read by anyone."""
-
-    def __init__(self, index: Index) -> None:
-        self._tenants: dict[tuple[str, str], list[int]] = {
-            (bucket, namespace): [entries, size, disk]
-            for bucket, namespace, entries, size, disk in index.usage()
-        }
-
-    def replace(self, old: Row | None, new: Row | None) -> None:
-        """Take ``old`` out and ``new`` in; either may be None."""
-        for row, sign in ((old, -1), (new, 1)):
-            if row is not None:
-                tenant = self._tenants.setdefault((row.bucket, row.namespace), [0, 0, 0])
-                tenant[0] += sign
-                tenant[1] += sign * row.size
-                tenant[2] += sign * row.disk
-
-    def snapshot(self) -> dict[tuple[str, str], tuple[int, int, int]]:
-        """(bucket, namespace) -> (entries, body bytes, allocated bytes); empty tenants left out."""
-        return {
-            tenant: (entries, size, disk)
-            for tenant, (entries, size, disk) in list(self._tenants.items())
-            if entries
-        }
-
-
-class Upload:
-    """One object on its way in. Ends in :meth:`commit` or :meth:`abort`; both may be called."""
-
-    def __init__(
-        self,
-        store: Store,
-        key: Key,
-        meta: Meta,
-        condition: Condition | None,
-        digests: Sequence[tuple[Any, bytes]],
-    ) -> None:
-        self._store = store
-        self._key = key
-        self._meta = meta
-        self._condition = condition
-        self._digests = digests
-        self._pieces: list[bytes] = []
-        self._buffered = 0
-        self._size = 0
-        self._announced = 0
-        self._reserved = 0
-        """Of what was announced, not on the disk yet: what is, the file system counts itself."""
-        self._unsettled = 0
-        self._writer: BlobWriter | None = None
-        self._writing: asyncio.Future[None] | None = None
-        self._is_handed_over = False
-        """The writer thread has it: nobody else may touch the file any more."""
-
-    def reserve(self, size: int) -> None:
-        """Announce a body of ``size`` bytes in all.
-
-        Raises:
-            TooLarge: above the limit for one object.
-            DiskFull: there is no room.
-        """
-        store = self._store
-        if size > store.object_max_bytes:
-            raise TooLarge(f"the object has more than {store.object_max_bytes} bytes")
-        more = size - self._announced
-        if more > 0:
-            try:
-                free_bytes = store.free_bytes
-            except OSError as error:
-                raise DiskError(f"the disk failed: {error.strerror}") from error
-            if free_bytes - more < FREE_FLOOR_BYTES:
-                raise DiskFull(f"no room for {size} bytes on this shard's disk")
-            store.reserved_bytes += more
-            self._reserved += more
-            self._announced = size
-
-    async def write(self, data: bytes) -> None:
-        """Take the next bytes of the body; waits while the disk is behind.
-
-        Raises:
-            TooLarge, DiskFull, DiskError: the upload cannot go on; :meth:`abort` it.
-        """
-        self._pieces.append(data)
-        self._buffered += len(data)
-        self._size += len(data)
-        if self._size > self._announced:
-            self.reserve(self._size + CHUNK_BYTES if self._size > CHUNK_BYTES else self._size)
-        if self._buffered >= CHUNK_BYTES:
-            await self._settle()
-            self._start_writing()
-
-    async def commit(self) -> Meta:
-        """Make the object visible; returns what was stored.
-
-        Raises:
-            DigestMismatch, PreconditionFailed, DiskFull, DiskError: nothing was stored.
-        """
-        await self._settle()
-        store = self._store
-        if self._writer is not None and self._pieces:
-            self._start_writing()
-            await self._settle()
-        pieces = self._take()
-        self._is_handed_over = True
+    def _evict(self, row: Row, rule: str, favour: str) -> None:
         try:
-            return await store._change(self._meta.target, lambda: _translate(self._finish, pieces))
-        finally:
-            self._release(self._reserved)
+            self._unlink(row.target)
+        except OSError as error:  # it stays, and so does its row; another goes in its stead
+            log.error("%r cannot be removed: %s", row.target, error)
+            return
+        self._bury(row.id, rule, favour)
+        if not self._gone:
+            self._loop.call_soon_threadsafe(self._forget_gone)
+        self._gone.append(row.target)
 
-    async def abort(self) -> None:
-        """Give the upload up; nothing of it stays. Harmless after :meth:`commit`."""
-        self._pieces.clear()
-        self._release(self._reserved)
-        if not self._is_handed_over:
-            with contextlib.suppress(Exception):
-                await self._settle()
-            if self._writer is not None:
-                await self._store.in_thread(self._writer.discard)
+    def _forget_gone(self) -> None:
+        gone, self._gone = self._gone, []
+        for target in gone:
+            self._forget(target)
 
-    def _start_writing(self) -> None:
-        self._unsettled = self._buffered
-        self._writing = self._store._loop.run_in_executor(
-            self._store._readers, _translate, self._write_pieces, self._take()
-        )
+    def _bury(self, ident: bytes, rule: str, favour: str) -> None:
+        self._index.bury(Tombstone(ident, int(self._clock()), rule, favour))
 
-    async def _settle(self) -> None:
-        """Wait for the thread that writes. It keeps running if whoever waits is cancelled."""
-        if self._writing is not None:
-            await asyncio.shield(self._writing)
-            self._writing = None
-            self._release(min(self._unsettled, self._reserved))
+    def _is_wanted(self, key: Key, namespace: str, disk: int) -> bool:
+        ident = blob_id(key.target)
+        if self._index.get(ident) is not None:
+            return True
+        is_wanted = self.evictor.admits((key.bucket, namespace), target_hash(key.target), disk)
+        if not is_wanted:
+            self._bury(ident, "not admitted", "")
+        return is_wanted
 
-    def _take(self) -> list[bytes]:
-        pieces, self._pieces, self._buffered = self._pieces, [], 0
-        return pieces
-
-    def _release(self, size: int) -> None:
-        self._store.reserved_bytes -= size
-        self._reserved -= size
-
-    # In a thread: a reader's while the body comes, the writer's at the end.
-
-    def _write_pieces(self, pieces: list[bytes]) -> None:
-        if self._writer is None:
-            store = self._store
-            name = f"{os.getpid()}-{next(store._temp_names)}"
-            self._writer = BlobWriter(store._temp / name, self._meta)
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        self._writer.write(data)
-        for digest, _ in self._digests:
-            digest.update(data)
-
-    def _finish(self, pieces: list[bytes]) -> Meta:
-        try:
-            if pieces or self._writer is None:
-                self._write_pieces(pieces)
-            writer = self._writer
-            assert writer is not None
-            for digest, expected in self._digests:
-                if not hmac.compare_digest(digest.digest(), expected):
-                    raise DigestMismatch(
-                        f"the body's {digest.name} digest is {digest.hexdigest()}, "
-                        f"not {expected.hex()} as sent; nothing was stored"
-                    )
-            meta = writer.finish()
-            return self._store._commit(writer, self._key, meta, self._condition)
-        except BaseException:
-            if self._writer is not None:
-                self._writer.discard()
-            raise
-
-
-def _translate(function: Callable[[A], T], argument: A) -> T:
-    """Call, with the system's errors as ours."""
-    try:
-        return function(argument)
-    except OSError as error:
-        if error.errno in _FULL:
-            raise DiskFull(f"no room for the object: {error.strerror}") from error
-        raise DiskError(f"the disk failed: {error.strerror}") from error
+    def _why(self, key: Key) -> str:
+        ident = blob_id(key.target)
+        row = self._index.get(ident)
+        now_s = int(self._clock())
+        if row is not None and not 0 < row.expires_s <= now_s:
+            who = f'namespace "{row.namespace}"' if row.namespace else "an anonymous caller"
+            return f"it is here: {row.size} bytes, put {_ago(now_s - row.created_s)} ago by {who}"
+        if row is not None:
+            return f"it expired {_ago(now_s - row.expires_s)} ago"
+        grave = self._index.tombstone(ident)
+        if grave is None:
+            return "it was never put here, or so long ago that nobody remembers"
+        favour = f', in favour of bucket "{grave.favour}"' if grave.favour else ""
+        ended = {
+            "deleted": "it was deleted",
+            "purged": "it was purged",
+            "corrupt": "its bytes did not match their sums, so it was dropped,",
+            "expired": "it expired",
+            "removed": "its bucket was removed from the configuration",
+            "quota": "it was evicted because its bucket was above its quota",
+            "not admitted": "it was put but not kept, for the shard is full and what is there is "
+            "wanted more;",
+        }.get(grave.rule, f"it was evicted ({grave.rule})")
+        return f"{ended} {_ago(now_s - grave.at_s)} ago{favour}"
 
 
 def _present(path: str, target: bytes) -> Meta | None:
@@ -566,3 +568,30 @@ def _has_nowait(directory: Path) -> bool:
         os.close(fd)
         probe.unlink()
     return True
+
+
+def _overhead(directory: Path) -> int:
+    """Allocated bytes of a shard's directory that belong to no entry: directories and index."""
+    total = 0
+    for path in (directory, directory / "tmp", directory / "objects"):
+        total += os.stat(path).st_blocks * 512
+        with os.scandir(path) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    if path.name != "tmp":
+                        total += _blocks(entry, is_counted=path.name == "objects")
+    return total
+
+
+def _blocks(entry: os.DirEntry[str], *, is_counted: bool) -> int:
+    """A directory below ``objects`` counts itself; the others are counted by their own turn."""
+    if entry.is_dir() and not is_counted:
+        return 0
+    return entry.stat().st_blocks * 512
+
+
+def _ago(seconds: int) -> str:
+    for unit, length in (("day", 86_400), ("hour", 3600), ("minute", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length} {unit}s"
+    return f"{max(0, seconds)} s"

@@ -31,8 +31,12 @@ _Job = tuple[Callable[[], Any], "asyncio.Future[Any] | None"]
 class Writer:
     """Runs posted functions in order, and flushes the index between them."""
 
-    def __init__(self, index: Index, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, index: Index, loop: asyncio.AbstractEventLoop, close: Callable[[], None]
+    ) -> None:
+        """``close`` is the last that the thread does."""
         self._index = index
+        self._close = close
         self._loop = loop
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
@@ -54,7 +58,7 @@ class Writer:
         return self._jobs.qsize()
 
     def stop(self) -> None:
-        """Do what was posted, close the index, end the thread. Blocks."""
+        """Do what was posted, close, end the thread. Blocks."""
         self._jobs.put(None)
         self._thread.join()
 
@@ -71,7 +75,7 @@ class Writer:
             if time.monotonic() >= flush_at:
                 flushed = self._index.flush()
                 flush_at = time.monotonic() + (FLUSH_S if flushed else 4 * FLUSH_S)
-        self._index.close()
+        self._close()
 
     def _take(self, wait_s: float) -> list[_Job | None]:
         """The jobs that are there, at least one unless it takes longer than ``wait_s``."""
