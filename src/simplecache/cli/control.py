@@ -197,6 +197,12 @@ def _add_locate(
         ),
     )
     parser.add_argument("objects", nargs="+", metavar="BUCKET/OBJECT", help="the object's name")
+    add_directory_flags(parser)
+    parser.add_argument("--json", action="store_true", help="print a JSON list instead")
+
+
+def add_directory_flags(parser: argparse.ArgumentParser) -> None:
+    """Where the shards are told: what :func:`load_directory` reads."""
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--endpoints",
@@ -210,13 +216,12 @@ def _add_locate(
         help="a control plane's ops address, to ask for the shards in force [SCS_CONTROL_PLANE]",
     )
     _add_placement_flags(parser)
-    parser.add_argument("--json", action="store_true", help="print a JSON list instead")
 
 
 def run_locate(args: argparse.Namespace) -> int:
     """Print each object's owner; 0."""
     targets = [_target(name) for name in args.objects]
-    placement, addresses = _directory(args)
+    placement, addresses = load_directory(args)
     rows = []
     for name, target in zip(args.objects, targets, strict=True):
         owner = placement.owner(target)
@@ -237,7 +242,7 @@ def _target(name: str) -> bytes:
     return Key(bucket.decode("ascii", "backslashreplace"), rest).target
 
 
-def _directory(args: argparse.Namespace) -> tuple[Placement, dict[str, str]]:
+def load_directory(args: argparse.Namespace) -> tuple[Placement, dict[str, str]]:
     """The placement, and where each shard listens."""
     from simplecache.config import load  # noqa: PLC0415
     from simplecache.control.shards import parse_endpoints, published_order  # noqa: PLC0415
@@ -259,9 +264,9 @@ def _directory(args: argparse.Namespace) -> tuple[Placement, dict[str, str]]:
         shards = published_order(load(Path(path), parse_endpoints))
         rows = [(s.name, s.weight, s.address, s.port) for s in shards]
     else:
-        raise InvalidConfig("locate: --endpoints FILE or --control-plane URL is needed")
+        raise InvalidConfig("--endpoints FILE or --control-plane URL is needed")
     if not rows:
-        raise InvalidConfig("locate: no shard is listed")
+        raise InvalidConfig("no shard is listed")
     placement = make_placement(lb, [(name, weight) for name, weight, _, _ in rows], size)
     return placement, {name: join_address(host, port) for name, _, host, port in rows}
 

@@ -289,7 +289,8 @@ class Handler:
             return conditional
         span = None if is_head else _range(request.headers, blob.meta)
         if span is None:
-            answer_head, status = head(200, *_fields(blob.meta, blob.size)), 200
+            why = await self._why(request)
+            answer_head, status = head(200, *why, *_fields(blob.meta, blob.size)), 200
             start, length = 0, blob.size
         else:
             start, length = span
@@ -317,14 +318,17 @@ class Handler:
         self.counters.misses += 1
         if not is_head:
             self.store.touched.append(target)
-        fields, detail = [], _MISS
+        fields = await self._why(request)
         if self.store.is_full and not self.store.would_admit(target):
             fields.append(NOT_STORED)
-        if b"scs-why" in request.headers.values:
-            why = await self.store.why(request.key)
-            fields.append(b"SCS-Why: %b\r\n" % why.encode("ascii", "replace"))
-            detail = f"{_MISS}: {why}"
-        return problem(404, "miss", detail, *fields, body=not is_head)
+        return problem(404, "miss", _MISS, *fields, body=not is_head)
+
+    async def _why(self, request: Request) -> list[bytes]:
+        """``SCS-Why``, for those who ask."""
+        if b"scs-why" not in request.headers.values:
+            return []
+        why = await self.store.why(request.key)
+        return [b"SCS-Why: %b\r\n" % why.encode("ascii", "replace")]
 
     async def _put(self, request: Request, namespace: str) -> tuple[Answer, int]:
         headers, values = request.headers, request.headers.values

@@ -15,9 +15,13 @@ from simplecache.errors import InvalidConfig
 
 FREE_FLOOR_BYTES: Final = 64 << 20
 """Free space of the file system that is never used: SQLite and the system need room to work."""
-HIGH_MARGIN: Final = 0.01
-LOW_MARGIN: Final = 0.02
-"""Eviction begins when less than 1 % of the limit is free, and goes on until 2 % are."""
+OPEN_MARK: Final = 0.97
+"""Below this part of the limit whatever comes is stored; above, it must be wanted more than what
+would go for it."""
+LOW_MARK: Final = 0.98
+HIGH_MARK: Final = 0.99
+"""Above the high mark entries go ahead of need, down to the low one, and never to the open one:
+room that was made would otherwise be filled by whatever happens to come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +75,15 @@ class Level:
         """Whether ``size`` bytes more stay within the limit."""
         return self.used + self.announced + size <= self.limit
 
-    def is_calm(self, size: int = 0) -> bool:
-        """Whether, with ``size`` bytes more, nobody has to go yet."""
-        return self.used + self.announced + size <= self.limit * (1 - HIGH_MARGIN)
+    def is_open(self, size: int = 0) -> bool:
+        """Whether ``size`` bytes more are stored without a question."""
+        return self.used + self.announced + size <= self.limit * OPEN_MARK
+
+    @property
+    def is_high(self) -> bool:
+        """Whether entries should go ahead of need."""
+        return self.used + self.announced > self.limit * HIGH_MARK
 
     def excess(self, size: int = 0) -> int:
         """Bytes that must go until the low mark is reached, with ``size`` bytes more to come."""
-        return self.used + self.announced + size - int(self.limit * (1 - LOW_MARGIN))
+        return self.used + self.announced + size - int(self.limit * LOW_MARK)

@@ -58,7 +58,7 @@ class Evictor:
         giver = self.shares.giver(self._usage.by_tenant(), tenant[0], size)
         if giver is None:
             return False
-        if giver.tenant[0] != tenant[0] or giver.rule == "removed":
+        if giver.tenant != tenant:
             return True
         if not self._index.flush():
             return True

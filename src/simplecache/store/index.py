@@ -144,7 +144,8 @@ class Index:
         db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=0.5)
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = OFF")  # a lost row is found again from its file
-        db.execute("PRAGMA wal_autocheckpoint = 4000")
+        db.execute("PRAGMA wal_autocheckpoint = 1000")
+        db.execute("PRAGMA journal_size_limit = 8388608")
         return db
 
     def put(self, row: Row) -> None:

@@ -30,6 +30,10 @@ SILENT_OWED: Final = 12.0
 """A group is silent when so many reads are overdue by its pace: by chance, 1 in e^12 = 160,000."""
 SILENT_GAPS: Final = 1.5
 """... and its silence is so much longer than any before: what comes back every epoch stays."""
+GAPS_MIN: Final = 100
+"""Accesses to what was asked for before, from which the mean time between two of them is taken."""
+STALE_GAPS: Final = 3.0
+"""What was not asked for in so many mean times is stale. In shuffled epochs it is at most 2."""
 AGE_FACTOR: Final = 8
 """Frequencies are halved after so many accesses for each entry the shard holds."""
 
@@ -82,6 +86,8 @@ class Notes:
         self.clock = 0
         """Accesses so far."""
         self._age_at = 0
+        self._gaps = self._returns = 0
+        self._gap_mean = 0.0
         self._settled_at = 1 << 62
         """When all that is read in turn must have been read since the start."""
         self.groups: dict[bytes, Group] = {}
@@ -98,14 +104,17 @@ class Notes:
         for target in targets:
             self.touch(target_hash(target))
         self.take_groups(Counter(map(group_of, targets)), len(targets))
-        if self.clock >= self._age_at:
-            self._age(entries)
+        self.age(entries)
 
     def touch(self, key: int) -> None:
         """Note one access to a hash."""
         self.clock += 1
         low, high, mask = self._frequency[0], self._frequency[1], self._mask
         one, two = key & mask, (key >> 32) & mask
+        last = self._last[one]
+        if last:
+            self._gaps += self.clock - last
+            self._returns += 1
         if low[one] < 255:
             low[one] += 1
         if high[two] < 255:
@@ -116,6 +125,7 @@ class Notes:
 
     def take_groups(self, counts: Counter[bytes], accesses: int) -> None:
         """Note how many of the last ``accesses`` went to each group."""
+        self._fold_gaps()
         for name, group in self.groups.items():
             if name not in counts:
                 group.idle += accesses
@@ -130,11 +140,20 @@ class Notes:
                 known.gap_max = max(0.98 * known.gap_max, known.idle)
                 known.idle = 0
 
+    def _fold_gaps(self) -> None:
+        if self._returns >= GAPS_MIN:
+            mean = self._gaps / self._returns
+            self._gap_mean += (0.25 if self._gap_mean else 1.0) * (mean - self._gap_mean)
+            self._gaps = self._returns = 0
+
     def _make_room(self) -> None:
         if len(self.groups) >= GROUPS_MAX:
             del self.groups[max(self.groups, key=lambda name: self.groups[name].idle)]
 
-    def _age(self, entries: int) -> None:
+    def age(self, entries: int) -> None:
+        """Let the past fade, when it is time; ``entries`` is how many the shard holds."""
+        if self.clock < self._age_at:
+            return
         period = AGE_FACTOR * max(entries, 1024)
         self._settled_at = min(self._settled_at, self.clock + period)
         self._age_at = self.clock + period
@@ -152,6 +171,10 @@ class Notes:
     def last(self, key: int) -> int:
         """``clock`` at the last access to a hash; 0: none is known."""
         return self._last[key & self._mask]
+
+    def is_stale(self, key: int) -> bool:
+        """Whether what comes again usually comes again much sooner than this has not."""
+        return 0 < STALE_GAPS * self._gap_mean < self.clock - self.last(key)
 
     def touches(self, key: int) -> int:
         """Accesses since the entry came or was looked at, 3 at most."""

@@ -30,6 +30,11 @@ SMALL: Final = 0
 """The two queues that an entry may stand in; only S3-FIFO uses both."""
 
 
+STALE: Final = -1
+FORGOTTEN: Final = -2
+"""Worth, to ``steady``, of entries that were not asked for in a long time."""
+
+
 class Entry(NamedTuple):
     """What a policy knows of an entry."""
 
@@ -224,21 +229,27 @@ class Steady(Policy):
         if self._silent(residents, 1):
             return True
         least = _least(residents, 1, self._worth)
-        return not least or self.notes.frequency(key) > 2 * self._worth(least[0]) + 2
+        if not least:
+            return True
+        worth, wanted = self._worth(least[0]), self.notes.frequency(key)
+        if worth == STALE:  # not for what is asked for once
+            return wanted > 1
+        return wanted > 2 * worth + 2
 
     def victims(self, residents: Residents, count: int) -> Sequence[Entry]:
         """Entries of the longest silent group, else the least wanted of a sample."""
         return self._silent(residents, count) or _least(residents, count, self._worth)
 
     def _worth(self, entry: Entry) -> int:
-        """How often it is asked for; below nothing if its directory is unknown for a long time.
+        """How often it is asked for; less than nothing if that is long ago.
 
-        That is what a restart leaves behind of a data set that was read before it.
+        A directory that is unknown for a long time is what a restart leaves behind of a data set
+        that was read before it.
         """
         notes = self.notes
         if entry.group not in notes.groups and notes.is_settled:
-            return -2
-        return notes.frequency(entry.key)
+            return FORGOTTEN
+        return STALE if notes.is_stale(entry.key) else notes.frequency(entry.key)
 
     def _silent(self, residents: Residents, count: int) -> Sequence[Entry]:
         for group in self.notes.silent_groups():

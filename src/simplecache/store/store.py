@@ -123,7 +123,7 @@ class Store:
         self.is_configured = False
         """Whether the buckets are known; until then nothing is evicted."""
         self.is_full = False
-        """At the last tick: what comes is stored in another's place, or not at all."""
+        """At the last tick: an object of usual size takes another's place, or is not stored."""
         self._gone: list[bytes] = []
         """Targets evicted by the writer thread, until the loop has forgotten them."""
         self.tick()
@@ -166,7 +166,8 @@ class Store:
         self.now_ms = int(self._clock() * 1000)
         self.take_notes()
         with contextlib.suppress(OSError):
-            self.is_full = not self.level.is_calm()
+            usual = self.usage.total_disk // max(1, self.usage.entries) + 2 * BLOCK
+            self.is_full = not self.level.is_open(usual)
         if time.monotonic() - self._overhead_at > OVERHEAD_S:
             self._overhead_at = time.monotonic()
             self._readers.submit(self._measure)
@@ -194,7 +195,7 @@ class Store:
         quota = self.evictor.shares.quota(key.bucket)
         if disk > (level.limit if quota is None else min(quota, level.limit)):
             raise DiskFull(f"{disk} bytes are more than this shard may ever hold of the bucket")
-        if level.is_calm(disk) and not self.evictor.is_over_quota(key.bucket, disk):
+        if level.is_open(disk) and not self.evictor.is_over_quota(key.bucket, disk):
             return True
         if not self.is_configured:
             return True
@@ -238,7 +239,7 @@ class Store:
                 level = self.level
             except OSError:
                 return
-            excess = 0 if level.is_calm() else level.excess()
+            excess = level.excess() if level.is_high else 0
             step = partial(self.evictor.step, excess)
             expire = partial(self.evictor.expire, self.now_ms // 1000)
             if not (await self._writer.run(step) or await self._writer.run(expire)):
