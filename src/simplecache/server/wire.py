@@ -193,7 +193,7 @@ def _interpret(fields: list[tuple[bytes, bytes]]) -> Headers:
     )  # fmt: skip
 
 
-_CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t -~\x80-\xff]*)?")
+_CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t -~\x80-\xff]*)?")
 _CHUNK_LINE_MAX_BYTES: Final = 1024
 _TRAILERS_MAX_BYTES: Final = 8192
 

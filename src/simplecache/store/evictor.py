@@ -56,8 +56,8 @@ class Evictor:
     def admits(self, tenant: Tenant, key: int, size: int) -> bool:
         """Whether an object should come although something must go for it."""
         giver = self.shares.giver(self._usage.by_tenant(), tenant[0], size)
-        if giver is None:
-            return False
+        if giver is None:  # nobody can give: there is room, or there is none
+            return True
         if giver.tenant != tenant:
             return True
         if not self._index.flush():

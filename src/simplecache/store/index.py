@@ -264,7 +264,7 @@ class Index:
         """
         if self.is_clean:
             rows = self._select("SELECT value FROM state WHERE key = 'usage'", ())
-            if rows:
+            if rows and rows[0][0] != "null":
                 return [tuple(tenant) for tenant in json.loads(rows[0][0])]
         return self._select(
             "SELECT bucket, namespace, count(*), sum(size), sum(disk), "
@@ -272,14 +272,14 @@ class Index:
             (),
         )
 
-    def close(self, usage: Iterable[tuple[str, str, int, int, int, int]] = ()) -> None:
+    def close(self, usage: Iterable[tuple[str, str, int, int, int, int]] | None = None) -> None:
         """Flush, note whether the rows are known to match the files, and close.
 
         Args:
-            usage: what the rows add up to, for the next start.
+            usage: what the rows add up to, for the next start; None: it is to count them.
         """
         if self.flush():
-            self._set_state("usage", json.dumps(list(usage)))
+            self._set_state("usage", json.dumps(None if usage is None else list(usage)))
             self._set_clean(clean=self.is_clean)
         self._db.close()
 

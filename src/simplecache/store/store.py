@@ -21,6 +21,7 @@ import fcntl
 import itertools
 import logging
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from simplecache.errors import DataDirError, DiskError, DiskFull
+from simplecache.errors import DataDirError, DiskError, DiskFull, TooLarge
 from simplecache.model import Bucket, Key
 from simplecache.store.blobs import Blob, BlobWriter, Corrupt, Meta, blob_id, open_blob
 from simplecache.store.capacity import Level
@@ -184,9 +185,12 @@ class Store:
         """Whether an object should be stored now; makes room for it where it is to come.
 
         Raises:
+            TooLarge: above the limit for one object.
             DiskFull: it should, and there is no room.
             DiskError: the disk failed.
         """
+        if (length or 0) > self.object_max_bytes:
+            raise TooLarge(f"the object has more than {self.object_max_bytes} bytes")
         try:
             level = self.level
         except OSError as error:
@@ -375,7 +379,7 @@ class Store:
     @property
     def is_reconciled(self) -> bool:
         """Whether rows and files are known to match (after a crash it takes a while)."""
-        return self._repair is None or self._repair.done()
+        return self._index.is_clean and (self._repair is None or self._repair.done())
 
     async def close(self) -> None:
         """Finish what was posted and mark the index clean. Uploads must have ended."""
@@ -418,7 +422,11 @@ class Store:
 
     async def _reconcile(self) -> None:
         started = time.monotonic()
-        found, lost = await reconcile(self._objects, self._writer, self._index, self.usage)
+        try:
+            found, lost = await reconcile(self._objects, self._writer, self._index, self.usage)
+        except (OSError, sqlite3.Error) as error:
+            log.error("%s: %s; reconciled at the next start", self.directory, error)
+            return
         log.info(
             "%s: index reconciled in %.1f s: %d rows added, %d removed",
             self.directory, time.monotonic() - started, found, lost,

@@ -62,8 +62,8 @@ class Upload:
         self._meta = meta
         self._condition = condition
         self._digests = digests
-        self._pieces: list[bytes] = []
-        self._buffered = 0
+        self._buffer = bytearray()
+        """One buffer, not the pieces: they may be of two bytes, and would be an object each."""
         self._size = 0
         self._announced = 0
         self._reserved = 0
@@ -104,12 +104,11 @@ class Upload:
         Raises:
             TooLarge, DiskFull, DiskError: the upload cannot go on; :meth:`abort` it.
         """
-        self._pieces.append(data)
-        self._buffered += len(data)
+        self._buffer += data
         self._size += len(data)
         if self._size > self._announced:
             self.reserve(self._size + CHUNK_BYTES if self._size > CHUNK_BYTES else self._size)
-        if self._buffered >= CHUNK_BYTES:
+        if len(self._buffer) >= CHUNK_BYTES:
             await self._settle()
             self._start_writing()
 
@@ -121,19 +120,19 @@ class Upload:
         """
         await self._settle()
         store = self._store
-        if self._writer is not None and self._pieces:
+        if self._writer is not None and self._buffer:
             self._start_writing()
             await self._settle()
-        pieces = self._take()
+        data = self._take()
         self._is_handed_over = True
         try:
-            return await store._change(self._meta.target, lambda: translate(self._finish, pieces))
+            return await store._change(self._meta.target, lambda: translate(self._finish, data))
         finally:
             self._end()
 
     async def abort(self) -> None:
         """Give the upload up; nothing of it stays. Harmless after :meth:`commit`."""
-        self._pieces.clear()
+        self._buffer = bytearray()
         self._end()
         if not self._is_handed_over:
             with contextlib.suppress(Exception):
@@ -142,9 +141,9 @@ class Upload:
                 await self._store.in_thread(self._writer.discard)
 
     def _start_writing(self) -> None:
-        self._unsettled = self._buffered
+        self._unsettled = len(self._buffer)
         self._writing = self._store._loop.run_in_executor(
-            self._store._readers, translate, self._write_pieces, self._take()
+            self._store._readers, translate, self._write, self._take()
         )
 
     async def _settle(self) -> None:
@@ -154,9 +153,9 @@ class Upload:
             self._writing = None
             self._release(min(self._unsettled, self._reserved))
 
-    def _take(self) -> list[bytes]:
-        pieces, self._pieces, self._buffered = self._pieces, [], 0
-        return pieces
+    def _take(self) -> bytearray:
+        data, self._buffer = self._buffer, bytearray()
+        return data
 
     def _end(self) -> None:
         """Nothing is announced any more: the entry counts itself, or is not there."""
@@ -170,20 +169,19 @@ class Upload:
 
     # In a thread: a reader's while the body comes, the writer's at the end.
 
-    def _write_pieces(self, pieces: list[bytes]) -> None:
+    def _write(self, data: bytearray) -> None:
         if self._writer is None:
             store = self._store
             name = f"{os.getpid()}-{next(store._temp_names)}"
             self._writer = BlobWriter(store._temp / name, self._meta)
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self._writer.write(data)
         for digest, _ in self._digests:
             digest.update(data)
 
-    def _finish(self, pieces: list[bytes]) -> Meta:
+    def _finish(self, data: bytearray) -> Meta:
         try:
-            if pieces or self._writer is None:
-                self._write_pieces(pieces)
+            if data or self._writer is None:
+                self._write(data)
             writer = self._writer
             assert writer is not None
             for digest, expected in self._digests:
