@@ -125,8 +125,6 @@ class Store:
         """Whether the buckets are known; until then nothing is evicted."""
         self.is_full = False
         """At the last tick: an object of usual size takes another's place, or is not stored."""
-        self._gone: list[bytes] = []
-        """Targets evicted by the writer thread, until the loop has forgotten them."""
         self.tick()
 
     # -- managing --------------------------------------------------------------------------
@@ -490,14 +488,7 @@ class Store:
             log.error("%r cannot be removed: %s", row.target, error)
             return
         self._bury(row.id, rule, favour)
-        if not self._gone:
-            self._loop.call_soon_threadsafe(self._forget_gone)
-        self._gone.append(row.target)
-
-    def _forget_gone(self) -> None:
-        gone, self._gone = self._gone, []
-        for target in gone:
-            self._forget(target)
+        self._loop.call_soon_threadsafe(self._forget, row.target)
 
     def _bury(self, ident: bytes, rule: str, favour: str) -> None:
         self._index.bury(Tombstone(ident, int(self._clock()), rule, favour))
