@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simplecache.config import (
@@ -154,6 +154,7 @@ class TestBuckets:
         max_leaves=15,
     )
 
+    @settings(deadline=None)
     @given(json_values)
     def test_whatever_it_is_the_answer_is_buckets_or_a_sentence(self, document):
         for parse in (parse_buckets, parse_tokens):

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simplecache.errors import InvalidName
@@ -14,6 +14,7 @@ names = st.lists(st.sampled_from(VISIBLE), min_size=1, max_size=200).map(bytes)
 buckets = st.from_regex(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", fullmatch=True)
 
 
+@settings(deadline=None)
 @given(buckets, names)
 def test_a_key_and_its_target_say_the_same(bucket, name):
     key = Key(bucket, name)
@@ -22,12 +23,14 @@ def test_a_key_and_its_target_say_the_same(bucket, name):
     assert str(key) == f"{bucket}/{name.decode()}"
 
 
+@settings(deadline=None)
 @given(buckets, names, buckets, names)
 def test_two_keys_never_share_a_target(bucket, name, other_bucket, other_name):
     first, second = Key(bucket, name), Key(other_bucket, other_name)
     assert (first == second) == (first.target == second.target)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=100))
 def test_a_name_is_visible_ascii_without_hash(name):
     if name and set(name) <= set(VISIBLE):
@@ -37,6 +40,7 @@ def test_a_name_is_visible_ascii_without_hash(name):
             Key("bkt", name)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=70))
 def test_a_bucket_name_follows_the_rules(name):
     inner = set("abcdefghijklmnopqrstuvwxyz0123456789.-")

@@ -342,8 +342,10 @@ class Handler:
         if self.uploads >= self._uploads_max:
             raise Overloaded(f"{self.uploads} uploads are under way on this shard")
         ttl_s = self._ttl(request)
-        if ttl_s == 0 or not await self.store.admits(request.key, namespace, headers.length):
-            return await self._decline(request)
+        if ttl_s == 0:
+            return await self._decline(request, "the client asks not to store it")
+        if not await self.store.admits(request.key, namespace, headers.length):
+            return await self._decline(request, "the shard is full of what is wanted more")
         upload = self.store.begin(
             request.key,
             length=headers.length,
@@ -367,10 +369,10 @@ class Handler:
         self.counters.put_bytes += meta.size
         return head(201, b"ETag: %b\r\nContent-Length: 0\r\n" % _etag(meta)), 201
 
-    async def _decline(self, request: Request) -> tuple[Answer, int]:
+    async def _decline(self, request: Request, why: str) -> tuple[Answer, int]:
         """What would not be kept: a client that asks first is told, others see their 201."""
         if request.headers.expects_continue:
-            raise NotAdmitted("the shard is full, and what is there is wanted more")
+            raise NotAdmitted(f"the object would not be kept: {why}")
         async for _ in request.body:
             pass
         return head(201, NOT_STORED, b"Content-Length: 0\r\n"), 201

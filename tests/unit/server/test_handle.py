@@ -221,7 +221,7 @@ class TestHotWay:
 
 
 class TestRanges:
-    @settings(max_examples=200)
+    @settings(max_examples=200, deadline=None)
     @given(st.integers(0, 15) | st.just(None), st.integers(0, 15) | st.just(None))
     def test_a_range_is_what_a_slice_is(self, ten_bytes, first, last):
         text = b"Range: bytes=%b-%b" % tuple(b"" if n is None else b"%d" % n for n in (first, last))
@@ -245,6 +245,7 @@ class TestRanges:
             said = b"bytes %d-%d/10" % (start, start + len(wanted[1]) - 1)
             assert field_of(answer, b"content-range") == said
 
+    @settings(deadline=None)
     @given(st.text("bytes=-,0123456789 ", max_size=25).map(str.encode))
     def test_whatever_it_is_the_answer_is_right(self, ten_bytes, text):
         answer = ten_bytes.request(b"GET", b"x", b"Range: " + text)
@@ -303,7 +304,7 @@ class TestDigests:
         return world.put(b"x", b"abc", field)
 
     @given(st.text("shamd5-012=:,AaZz+/ ", max_size=40).map(str.encode))
-    @settings(max_examples=200)
+    @settings(max_examples=200, deadline=None)
     def test_whatever_it_is_nothing_wrong_is_stored(self, tmp_path_factory, text):
         try:
             digests = handle._digests({b"content-digest": text})

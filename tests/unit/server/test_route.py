@@ -1,7 +1,7 @@
 """Request lines: what they ask for, and what they are not."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simplecache.model import Key
@@ -19,6 +19,7 @@ def refuse(line, status, word, kind=Refusal):
     assert isinstance(caught.value, ProtocolError) == (kind is ProtocolError)
 
 
+@settings(deadline=None)
 @given(st.sampled_from([b"GET", b"HEAD", b"PUT", b"DELETE"]), names, st.booleans())
 def test_an_object(verb, name, is_old):
     version = b"HTTP/1.0" if is_old else b"HTTP/1.1"
@@ -27,6 +28,7 @@ def test_an_object(verb, name, is_old):
         assert route(line) == Route(verb, Key("bkt", name), is_old)
 
 
+@settings(deadline=None)
 @given(names)
 def test_the_pattern_of_the_hot_way_says_the_same(name):
     line = b"GET /v1/objects/bkt/%b HTTP/1.1" % name
@@ -35,6 +37,7 @@ def test_the_pattern_of_the_hot_way_says_the_same(name):
     assert match[2] == b"bkt"
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_what_the_hot_way_takes_the_other_takes_too(noise):
     line = b"GET /v1/objects/%b HTTP/1.1" % noise
@@ -44,6 +47,7 @@ def test_what_the_hot_way_takes_the_other_takes_too(noise):
         assert route(taken) == Route(b"GET", Key.from_target(match[1]), False)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=80))
 def test_noise_is_refused(noise):
     with pytest.raises(Refusal):

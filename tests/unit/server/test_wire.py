@@ -145,6 +145,7 @@ class TestHeaders:
         headers = parse(b"Connection: Upgrade", b"Upgrade: h2c", b"Content-Length: 7")
         assert headers.length == 7
 
+    @settings(deadline=None)
     @given(st.lists(st.binary(max_size=40), max_size=6))
     def test_whatever_it_is_the_answer_is_headers_or_a_refusal(self, lines):
         block = HOST + b"".join(b"\r\n" + line for line in lines)
@@ -155,6 +156,7 @@ class TestHeaders:
         else:
             assert not (headers.is_chunked and headers.length is not None)
 
+    @settings(deadline=None)
     @given(st.binary(max_size=60))
     def test_what_is_taken_has_no_line_end_of_another_kind(self, noise):
         try:
@@ -239,6 +241,7 @@ def encode(parts, extension, trailer):
 
 
 class TestChunked:
+    @settings(deadline=None)
     @given(chunks, extensions, trailers, st.binary(max_size=20), st.data())
     def test_any_split_of_the_bytes_gives_the_same(self, parts, extension, trailer, rest, data):
         coded = encode(parts, extension, trailer) + rest
@@ -276,6 +279,7 @@ class TestChunked:
         cuts = sorted(data.draw(st.lists(st.integers(0, len(coded)), max_size=5)))
         assert feed(ChunkedBody(), coded, cuts) == ours
 
+    @settings(deadline=None)
     @given(st.lists(st.binary(max_size=50), max_size=10))
     def test_noise_is_refused_or_waits(self, pieces):
         body = ChunkedBody()
@@ -317,6 +321,7 @@ class TestChunked:
 
 
 class TestLength:
+    @settings(deadline=None)
     @given(st.binary(max_size=200), st.integers(0, 200), st.data())
     def test_any_split_of_the_bytes_gives_the_same(self, data, length, draw):
         cuts = sorted(draw.draw(st.lists(st.integers(0, len(data)), max_size=6)))

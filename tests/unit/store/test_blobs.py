@@ -80,6 +80,7 @@ def read_all(path, target=TARGET):
 
 
 class TestRoundTrip:
+    @settings(deadline=None)
     @given(metas, st.binary(max_size=5000), st.data())
     def test_whatever_is_written_comes_back(self, meta, body, data):
         cuts = sorted(data.draw(st.lists(st.integers(0, len(body)), max_size=5)))
@@ -106,6 +107,7 @@ class TestRoundTrip:
         assert path.stat().st_size == file_bytes(meta)
         assert block_count(size) == max(1, blocks + (more > 0))
 
+    @settings(deadline=None)
     @given(metas)
     def test_the_prefix_fits_where_it_is_looked_for(self, meta):
         encoded = meta.encode(7)
@@ -190,6 +192,7 @@ class TestDamage:
         with pytest.raises(Corrupt):
             open_blob(str(path), TARGET)
 
+    @settings(deadline=None)
     @given(st.binary(max_size=300))
     def test_a_prefix_of_noise(self, noise):
         with pytest.raises(Corrupt):
