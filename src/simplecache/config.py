@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from simplecache.errors import InvalidConfig
-from simplecache.model import Bucket, is_bucket_name
+from simplecache.model import Bucket, Namespace, is_bucket_name
 
 T = TypeVar("T")
 
@@ -70,8 +70,17 @@ _BUCKET_KEYS: Final = {
     "Pinned": False,
     "Eviction": False,
     "TTL": False,
+    "MaxRequestsPerSecond": False,
+    "MaxBytesPerSecond": False,
 }
 """Key -> whether it is required."""
+_NAMESPACE_KEYS: Final = {
+    "Name": True,
+    "Weight": False,
+    "MaxRequestsPerSecond": False,
+    "MaxBytesPerSecond": False,
+}
+_DOCUMENT_KEYS: Final = {"Bucket": True, "Namespace": False}
 
 
 def parse_buckets(document: object) -> dict[str, Bucket]:
@@ -80,7 +89,7 @@ def parse_buckets(document: object) -> dict[str, Bucket]:
     Raises:
         InvalidConfig: naming the key and the value.
     """
-    table = _mapping(document, "configuration", {"Bucket": True})
+    table = _mapping(document, "configuration", _DOCUMENT_KEYS)
     entries = table["Bucket"]
     if not isinstance(entries, list):
         raise InvalidConfig(f"Bucket: expected a list of buckets, not {_kind(entries)}")
@@ -91,6 +100,38 @@ def parse_buckets(document: object) -> dict[str, Bucket]:
             raise InvalidConfig(f"Bucket[{position}].Name: {bucket.name!r} is there twice")
         buckets[bucket.name] = bucket
     return buckets
+
+
+def parse_namespaces(document: object) -> dict[str, Namespace]:
+    """``{"Namespace": [{"Name": …}, …]}`` of the same document -> namespaces by name.
+
+    Raises:
+        InvalidConfig: naming the key and the value.
+    """
+    entries = _mapping(document, "configuration", _DOCUMENT_KEYS).get("Namespace", [])
+    if not isinstance(entries, list):
+        raise InvalidConfig(f"Namespace: expected a list of namespaces, not {_kind(entries)}")
+    namespaces: dict[str, Namespace] = {}
+    for position, entry in enumerate(entries):
+        namespace = _namespace(entry, f"Namespace[{position}]")
+        if namespace.name in namespaces:
+            raise InvalidConfig(f"Namespace[{position}].Name: {namespace.name!r} is there twice")
+        namespaces[namespace.name] = namespace
+    return namespaces
+
+
+def _namespace(entry: object, where: str) -> Namespace:
+    table = _mapping(entry, where, _NAMESPACE_KEYS)
+    name = table["Name"]
+    if not isinstance(name, str) or not _NAMESPACE.fullmatch(name):
+        raise InvalidConfig(f"{where}.Name: {name!r} is not a Kubernetes namespace name")
+    where = f"{where} ({name})"
+    return Namespace(
+        name=name,
+        weight=_weight(table["Weight"], f"{where}.Weight") if "Weight" in table else None,
+        requests_per_s=_rate(table, where),
+        bytes_per_s=_size(table, "MaxBytesPerSecond", where),
+    )
 
 
 def _bucket(entry: object, where: str) -> Bucket:
@@ -132,6 +173,8 @@ def _bucket(entry: object, where: str) -> Bucket:
         is_pinned=_flag(table, "Pinned", where),
         eviction=_policy(table.get("Eviction", EVICTION_POLICIES[0]), f"{where}.Eviction"),
         ttl_s=parse_duration(table["TTL"], f"{where}.TTL") if "TTL" in table else None,
+        requests_per_s=_rate(table, where),
+        bytes_per_s=_size(table, "MaxBytesPerSecond", where),
     )
 
 
@@ -149,6 +192,17 @@ def _size(table: Mapping[str, Any], key: str, where: str) -> int | None:
 def _weight(value: object, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1e6:
         raise InvalidConfig(f"{where}: {value!r} must be a number above 0, at most 1,000,000")
+    return float(value)
+
+
+def _rate(table: Mapping[str, Any], where: str) -> float | None:
+    if "MaxRequestsPerSecond" not in table:
+        return None
+    value = table["MaxRequestsPerSecond"]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1e9:
+        raise InvalidConfig(
+            f"{where}.MaxRequestsPerSecond: {value!r} must be a number above 0, at most 1e9"
+        )
     return float(value)
 
 

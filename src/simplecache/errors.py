@@ -14,6 +14,7 @@ The tree::
     │   ├── DigestMismatch         the body is not what its digest says
     │   ├── NotAdmitted            the shard is full, and what is there is wanted more
     │   └── Unavailable            not now: a retry later may do
+    │       ├── Throttled              a cap of the bucket or the namespace was reached
     │       ├── Overloaded             too many uploads or connections
     │       ├── Draining               this node is stopping
     │       ├── ReviewUnavailable      the token can't be checked just now
@@ -79,6 +80,14 @@ class Unavailable(Refused):
     """
 
     retry_after_s: int = 1
+
+
+class Throttled(Unavailable):
+    """A configured cap was reached."""
+
+    def __init__(self, detail: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
 
 
 class Overloaded(Unavailable):

@@ -109,6 +109,24 @@ class Bucket:
     ttl_s: int | None = None
     """Entries go after so long; None: never by age."""
 
+    requests_per_s: float | None = None
+    bytes_per_s: float | None = None
+    """Caps over the whole cluster; a shard enforces its share. None: no cap."""
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """What the configuration says of a namespace's callers (``config.parse_namespaces``)."""
+
+    name: str
+
+    weight: float | None = None
+    """Its part of the throughput; None: by the weight of the bucket that it uses."""
+
+    requests_per_s: float | None = None
+    bytes_per_s: float | None = None
+    """Caps over the whole cluster and all buckets. None: no cap."""
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:

@@ -613,6 +613,6 @@ class TestFraming:
     def test_a_connection_says_what_it_is(self, world):
         async def story():
             text = repr(world.peer().connection)
-            assert text == "<Connection busy=False inbox=0 quiet_s=0 closing=False>"
+            assert text == "<Connection busy=False in_line=False inbox=0 quiet_s=0 closing=False>"
 
         world.run(story())

@@ -82,6 +82,11 @@ def add_parsers(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         help="what the cache may take of each data directory's file system, shared by its shards",
     )  # fmt: skip
     add_flag(
+        parser, "--fairness", choices=("on", "off"), default="on",
+        help="whether namespaces that compete have equal parts of a shard's work; off: first "
+        "come, first served",
+    )  # fmt: skip
+    add_flag(
         parser, "--max-object-size", metavar="SIZE", default="64Gi",
         help="larger objects are refused",
     )  # fmt: skip
@@ -131,6 +136,7 @@ def run_serve(args: argparse.Namespace) -> int:
         uploads_max=args.max_uploads,
         object_max_bytes=parse_size(args.max_object_size, "--max-object-size"),
         capacity=parse_capacity(args.capacity),
+        fairness=args.fairness == "on",
         drain_delay_s=args.drain_delay,
         drain_grace_s=args.drain_grace,
     )

@@ -3,7 +3,8 @@
 Theory: a connection is a small state machine around ``_pump``. Plain GETs of small hot objects are
 answered within ``data_received`` itself. Anything else becomes the connection's one task; what
 arrives meanwhile waits in ``_inbox`` (or goes to the task's body), so answers keep the order of
-their requests.
+their requests. While tenants compete, the next request begins when it is its tenant's turn: until
+then the connection stands in that tenant's queue (``fair.py``), and ``_inbox`` waits.
 
 Rules it keeps:
 
@@ -22,9 +23,12 @@ import os
 from dataclasses import dataclass
 from typing import Final, Protocol, cast
 
+from simplecache.server.accounts import Account
 from simplecache.server.body import RequestBody
+from simplecache.server.fair import TASK_COST, Fair, Tenant
 from simplecache.server.handle import Answer, FileAnswer, Handler, Request
 from simplecache.server.route import PLAIN_GET, Route, route
+from simplecache.server.turns import Turns
 from simplecache.server.wire import (
     HEAD_MAX_BYTES,
     LINE_MAX_BYTES,
@@ -48,6 +52,9 @@ WRITE_HIGH_BYTES: Final = 512 << 10
 LINGER_S: Final = 2
 BODY_WINDOW_BYTES: Final = 32 << 10
 """What a body must bring in every body timeout: less is a client that only holds a slot."""
+
+SEND_BYTES: Final = 256 << 10
+"""Of a large body: so much is sent, then others have their turn."""
 
 RING_SHARE_MIN: Final = 1e-5
 """A smaller part of the ring is not believed: it is a thousandth of a cluster of 100 shards."""
@@ -80,12 +87,11 @@ class Shared(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Turn:
-    """One request that is not a plain GET of a hot object, while it is in progress."""
+class _Asked:
+    """One request that is not a plain GET of a hot object, its head understood."""
 
     wanted: Route | Refusal
     headers: Headers
-    body: RequestBody
     is_head: bool
     is_http_10: bool
 
@@ -100,8 +106,9 @@ class Connection(asyncio.Protocol):
     """One client's connection."""
 
     __slots__ = (
-        "_body", "_can_read", "_can_write", "_closing", "_drained", "_dup", "_has_eof", "_inbox",
-        "_moves", "_phase", "_quiet", "_seen", "_server", "_task", "_transport", "_waits_for_peer",
+        "_body", "_can_read", "_can_write", "_closing", "_drained", "_dup", "_fair", "_has_eof",
+        "_inbox", "_moves", "_phase", "_quiet", "_seen", "_server", "_task", "_tenant",
+        "_transport", "_turns", "_waits_for_peer", "is_in_line",
     )  # fmt: skip
 
     def __init__(self, server: Shared) -> None:
@@ -118,6 +125,12 @@ class Connection(asyncio.Protocol):
         self._drained: asyncio.Future[None] | None = None
         self._dup = -1
         self._waits_for_peer = False
+        self._turns: Turns = server.handler.turns
+        self._fair: Fair = self._turns.fair
+        self._tenant: Tenant | None = None
+        """Whose turn the last request needed: a guess at the next one's, and whose line it is."""
+        self.is_in_line = False
+        """The next request waits for its tenant's turn."""
         self._moves = 0
         """Counts requests begun and answers taken; single bytes of a head or body are no move."""
         self._seen = 0
@@ -127,14 +140,16 @@ class Connection(asyncio.Protocol):
 
     def __repr__(self) -> str:
         return (
-            f"<Connection busy={self.is_busy} inbox={len(self._inbox)} quiet_s={self._quiet} "
-            f"closing={self._closing}>"
+            f"<Connection busy={self.is_busy} in_line={self.is_in_line} inbox={len(self._inbox)} "
+            f"quiet_s={self._quiet} closing={self._closing}>"
         )
 
     @property
     def is_busy(self) -> bool:
-        """A request is in progress or its answer is on its way."""
-        return self._task is not None or self._transport.get_write_buffer_size() > 0
+        """A request waits or is in progress, or its answer is on its way."""
+        return (
+            self._task is not None or self.is_in_line or self._transport.get_write_buffer_size() > 0
+        )
 
     # -- the transport's calls -------------------------------------------------------------
 
@@ -155,6 +170,8 @@ class Connection(asyncio.Protocol):
         self._closing = True
         self._server.connections.discard(self)
         self._inbox = b""
+        if self.is_in_line and self._tenant is not None:
+            self._fair.leave(self._tenant, self)
         if self._task is not None:
             self._task.cancel()
         if self._drained is not None and not self._drained.done():
@@ -174,8 +191,14 @@ class Connection(asyncio.Protocol):
             body.feed(data)
         else:
             self._inbox = self._inbox + data if self._inbox else data
-            if self._task is None and self._can_write:
-                self._pump()
+            if self._task is None and self._can_write and not self.is_in_line:
+                tenant = self._tenant
+                if not self._fair.is_contended or tenant is None:
+                    self._pump()
+                elif tenant.queue:  # not looked at before it is (likely to be) its turn
+                    self._fair.wait(tenant, self)
+                elif self._may_go(tenant):
+                    self._pump()
             elif len(self._inbox) > INBOX_MAX_BYTES:
                 self.pause_reading()
 
@@ -184,7 +207,8 @@ class Connection(asyncio.Protocol):
         self._has_eof = True
         if self._body is not None and not self._body.is_over:
             self._body.fail(ProtocolError(400, "malformed", "the body ended before its length"))
-        return not self._closing and (self._task is not None or not self._can_write)
+        is_waiting = self._task is not None or self.is_in_line or not self._can_write
+        return not self._closing and is_waiting
 
     def pause_writing(self) -> None:
         """The peer is slow to take its answers."""
@@ -196,12 +220,23 @@ class Connection(asyncio.Protocol):
         self._can_write = True
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
-        elif self._task is None and not self._closing:
+        elif self._task is None and not self._closing and not self.is_in_line:
             self._go_on(self._inbox)
+
+    def take_turn(self) -> None:
+        """The tenant in whose queue this connection stood has its turn."""
+        try:
+            if self._has_eof:
+                self._go_on(self._inbox)
+            else:
+                self._pump()
+        except Exception:
+            log.exception("a request failed")
+            self._transport.abort()
 
     # -- requests --------------------------------------------------------------------------
 
-    def _pump(self) -> None:
+    def _pump(self) -> None:  # noqa: C901 - the hot way, in one piece
         """Answer what is in the inbox: at once where that can be, else by a task."""
         server = self._server
         known, get_now = server.memo.get, server.handler.get_now
@@ -216,22 +251,46 @@ class Connection(asyncio.Protocol):
             if match is not None:
                 headers = known(data[match.end() - 2 : end])
                 if headers is not None and headers.is_plain and not server.is_draining:
-                    pieces = get_now(match[1], match[2], headers.authorization)
-                    if pieces is not None:
-                        self._transport.writelines(pieces)
+                    answer = get_now(match[1], match[2], headers.authorization)
+                    if type(answer) is tuple:
+                        self._transport.writelines(answer)
                         at = end + 4
+                        continue
+                    if type(answer) is Tenant:
+                        if not self._may_go(answer):
+                            break
                         continue
             if data.startswith(b"\r\n", at):  # an empty line before a request (RFC 9112, 2.2)
                 at += 2
                 continue
-            self._inbox = data[end + 4 :]
-            self._begin(data[at:end])
-            if self._task is not None or self._closing:
-                return
-            data, at = self._inbox, 0
+            self._start(data, at, end)
+            return
         self._moves += at > 0
         self._inbox = data[at:]
-        self.resume_reading()
+        if not self._can_read and len(self._inbox) <= INBOX_MAX_BYTES:
+            self.resume_reading()
+
+    def _start(self, data: bytes, at: int, end: int) -> None:
+        """Start the request whose head is ``data[at:end]``, or let it wait for its turn."""
+        try:
+            asked = self._understand(data[at:end])
+        except ProtocolError as error:
+            self._fail(error)
+            return
+        account = self._account(asked)
+        if account is None or self._may_go(account.tenant):
+            self._inbox = data[end + 4 :]
+            self._begin(asked, account)
+        else:
+            self._inbox = data[at:]
+
+    def _may_go(self, tenant: Tenant) -> bool:
+        """Whether it is ``tenant``'s turn; if not, the connection has a place in its line now."""
+        self._tenant = tenant
+        if tenant.credit > 0 or self._fair.admit(tenant):
+            return True
+        self._turns.wait(tenant, self)
+        return False
 
     def _check_partial(self, data: bytes, at: int) -> bool:
         """Whether a head that is not whole yet may still become one."""
@@ -246,50 +305,65 @@ class Connection(asyncio.Protocol):
             return True
         return False
 
-    def _begin(self, request_head: bytes) -> None:
-        """Understand one request's head and start its task."""
-        self._moves += 1
+    def _understand(self, request_head: bytes) -> _Asked:
+        """What one request's head means.
+
+        Raises:
+            ProtocolError: it breaks a rule.
+        """
         eol = request_head.find(b"\r\n")
         line, block = (request_head[:eol], request_head[eol:]) if eol >= 0 else (request_head, b"")
+        if len(line) > LINE_MAX_BYTES:
+            raise ProtocolError(414, "too-large", "the request line is too long")
+        if len(request_head) > HEAD_MAX_BYTES:
+            raise ProtocolError(431, "too-large", "the header is too large")
+        headers = self._server.memo.get(block) or self._server.memo.parse(block)
         wanted: Route | Refusal
         try:
-            if len(line) > LINE_MAX_BYTES:
-                raise ProtocolError(414, "too-large", "the request line is too long")
-            if len(request_head) > HEAD_MAX_BYTES:
-                raise ProtocolError(431, "too-large", "the header is too large")
-            headers = self._server.memo.get(block) or self._server.memo.parse(block)
-            try:
-                wanted = route(line)
-            except ProtocolError:
-                raise
-            except Refusal as error:
-                wanted = error
-            is_http_10 = line.endswith(b"HTTP/1.0")
-            if not is_http_10 and not headers.has_host:
-                raise ProtocolError(400, "malformed", "there is no Host")
-            if is_http_10 and headers.is_chunked:
-                raise ProtocolError(400, "malformed", "HTTP/1.0 has no chunked coding")
-        except ProtocolError as error:
-            self._fail(error)
-            return
-        body = self._body = RequestBody(self, headers, expects=not is_http_10)
+            wanted = route(line)
+        except ProtocolError:
+            raise
+        except Refusal as error:
+            wanted = error
+        is_http_10 = line.endswith(b"HTTP/1.0")
+        if not is_http_10 and not headers.has_host:
+            raise ProtocolError(400, "malformed", "there is no Host")
+        if is_http_10 and headers.is_chunked:
+            raise ProtocolError(400, "malformed", "HTTP/1.0 has no chunked coding")
+        return _Asked(wanted, headers, line.startswith(b"HEAD "), is_http_10)
+
+    def _account(self, asked: _Asked) -> Account | None:
+        """On whose account it is, as far as is known already; None: a probe, which never waits."""
+        handler, wanted = self._server.handler, asked.wanted
+        if isinstance(wanted, Refusal):
+            return handler.accounts.of_nothing
+        if wanted.key is not None:
+            return handler.account(wanted.key.bucket, asked.headers.authorization)
+        if wanted.purge is not None:
+            return handler.account(wanted.purge[0], asked.headers.authorization)
+        return None
+
+    def _begin(self, asked: _Asked, account: Account | None) -> None:
+        """Start the task of one request."""
+        self._moves += 1
+        if account is not None:
+            account.charge(TASK_COST)
+        body = self._body = RequestBody(self, asked.headers, expects=not asked.is_http_10)
         if not body.is_over:
             self.resume_reading()  # what paused it was the inbox, which this body takes over
             inbox, self._inbox = self._inbox, b""
             if inbox:
                 body.feed(inbox)
-        turn = _Turn(wanted, headers, body, line.startswith(b"HEAD "), is_http_10)
-        self._task = asyncio.get_running_loop().create_task(self._serve(turn))
+        self._task = asyncio.get_running_loop().create_task(self._serve(asked, body))
 
-    async def _serve(self, turn: _Turn) -> None:
+    async def _serve(self, asked: _Asked, body: RequestBody) -> None:
         """One request from its understood head to the last byte of its answer."""
         try:
-            answer = await self._answer(turn)
-            body = turn.body
+            answer = await self._answer(asked, body)
             is_clean = body.error is None and (body.is_over or body.can_be_dropped)
             is_last = self._has_eof and not (self._inbox or body.framing.rest)
-            closes = turn.closes or self._server.is_draining or is_last or not is_clean
-            extra = _CLOSE if closes else _KEEP_ALIVE if turn.is_http_10 else b""
+            closes = asked.closes or self._server.is_draining or is_last or not is_clean
+            extra = _CLOSE if closes else _KEEP_ALIVE if asked.is_http_10 else b""
             await self._send(answer, self._server.handler.date, extra)
             if not closes:
                 await body.drop()
@@ -304,29 +378,28 @@ class Connection(asyncio.Protocol):
             self._task = None
             self._body = None
             if not self._closing:
-                self._go_on((turn.body.framing.rest or b"") + self._inbox)
+                self._go_on((body.framing.rest or b"") + self._inbox)
 
-    async def _answer(self, turn: _Turn) -> Answer:
-        handler, wanted = self._server.handler, turn.wanted
+    async def _answer(self, asked: _Asked, body: RequestBody) -> Answer:
+        handler, wanted = self._server.handler, asked.wanted
         if isinstance(wanted, Refusal):
             handler.counters.count("other", wanted.status)
-            return refusal(wanted, body=not turn.is_head)
+            return refusal(wanted, body=not asked.is_head)
         if wanted.purge is not None:
-            work = handler.purge(*wanted.purge, turn.headers)
+            work = handler.purge(*wanted.purge, asked.headers)
             return await handler.answer(wanted.verb, work)
         if wanted.key is None:
-            self._note_share(turn.headers.values.get(b"scs-ring-share"))
-            return self._readiness(body=not turn.is_head)
-        return await handler.respond(
-            Request(wanted.verb, wanted.key, turn.headers, turn.body.pieces())
-        )
+            self._note_share(asked.headers.values.get(b"scs-ring-share"))
+            return self._readiness(body=not asked.is_head)
+        return await handler.respond(Request(wanted.verb, wanted.key, asked.headers, body.pieces()))
 
     def _go_on(self, inbox: bytes) -> None:
         """The next request, if it is there; the end, if there will be none."""
         self._inbox = inbox
         if inbox and self._can_write:
             self._pump()
-        if self._has_eof and self._task is None and self._can_write:
+        is_waiting = self._task is not None or self.is_in_line or not self._can_write
+        if self._has_eof and not is_waiting:
             self._finish()
 
     def _note_share(self, value: bytes | None) -> None:
@@ -372,7 +445,8 @@ class Connection(asyncio.Protocol):
             if not blob.is_ready(block) and not await self._verify(blob, block):
                 self._transport.abort()  # short of its length: the peer sees that it is not whole
                 return
-            stop = min(end, (block + 1) * BLOCK_BYTES)
+            stop = min(end, (block + 1) * BLOCK_BYTES, at + SEND_BYTES)
+            size = stop - at
             while at < stop:
                 try:
                     sent = os.sendfile(self._dup, blob.fd, blob.body_at + at, stop - at)
@@ -389,7 +463,12 @@ class Connection(asyncio.Protocol):
                     return
                 at += sent
                 self._moves += 1
-            await asyncio.sleep(0)  # others' requests, between two blocks
+            answer.account.spend(size)
+            cost = size * answer.account.price
+            if at < end:
+                await self._turns.pay(answer.account.tenant, cost)  # others' requests, between
+            else:
+                self._fair.charge(answer.account.tenant, cost)
 
     async def _verify(self, blob: Blob, block: int) -> bool:
         store = self._server.handler.store
@@ -502,6 +581,8 @@ class Connection(asyncio.Protocol):
             return "send"
         if self._closing:
             return "send" if self._transport.get_write_buffer_size() else "linger"
+        if self.is_in_line:
+            return "work"
         if self._task is None:
             return "head" if self._inbox.strip(b"\r\n") else "idle"
         body = self._body

@@ -11,10 +11,12 @@ import binascii
 import contextlib
 import hashlib
 import re
+import time
 from base64 import b64decode
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from email.utils import formatdate
+from functools import lru_cache
 from typing import Any, Final
 
 from simplecache.errors import (
@@ -29,13 +31,17 @@ from simplecache.errors import (
     PreconditionFailed,
     Refused,
     ReviewUnavailable,
+    Throttled,
     TooLarge,
     Unauthenticated,
     Unavailable,
 )
-from simplecache.model import Bucket, Key
+from simplecache.model import Bucket, Key, Namespace
+from simplecache.server.accounts import Account, Accounts
 from simplecache.server.authenticate import Authenticator, OpenAuthenticator
 from simplecache.server.authorise import authorise, is_read, needs_caller
+from simplecache.server.fair import REQUEST_COST, Fair, Tenant
+from simplecache.server.turns import Turns
 from simplecache.server.wire import Headers, Refusal, head, problem, refusal
 from simplecache.store.blobs import Blob, Corrupt, Meta
 from simplecache.store.store import Store
@@ -46,6 +52,8 @@ INLINE_MAX_BYTES: Final = 256 << 10
 READERS_MAX: Final = 10_000
 """Authorizations remembered for one bucket; past it the memory starts again."""
 UPLOADS_MAX: Final = 256
+PAY_BYTES: Final = 64 << 10
+"""Of an upload: so much is taken, then others have their turn."""
 
 STATUS: Final[Mapping[type[Refused], tuple[int, str]]] = {
     Unauthenticated: (401, "unauthenticated"),
@@ -55,6 +63,7 @@ STATUS: Final[Mapping[type[Refused], tuple[int, str]]] = {
     PreconditionFailed: (412, "precondition"),
     DigestMismatch: (400, "digest"),
     NotAdmitted: (507, "not-admitted"),
+    Throttled: (429, "throttled"),
     Overloaded: (503, "overloaded"),
     Draining: (503, "draining"),
     ReviewUnavailable: (503, "review-unavailable"),
@@ -99,6 +108,7 @@ class FileAnswer:
     blob: Blob
     start: int
     length: int
+    account: Account
 
 
 Answer = bytes | tuple[bytes, bytearray] | FileAnswer
@@ -110,8 +120,8 @@ class _BucketState:
     bucket: Bucket
     is_open: bool
     """Anyone may read."""
-    readers: set[bytes]
-    """Authorizations that were found to be allowed to read."""
+    readers: dict[bytes | None, Account]
+    """Authorizations that were found to be allowed to read, and on whose account they do."""
 
 
 class Counters:
@@ -144,9 +154,16 @@ class Handler:
     """Answers requests from one store, for the configured buckets."""
 
     def __init__(
-        self, store: Store, authenticator: Authenticator, *, uploads_max: int = UPLOADS_MAX
+        self,
+        store: Store,
+        authenticator: Authenticator,
+        *,
+        uploads_max: int = UPLOADS_MAX,
+        is_fair: bool = True,
     ) -> None:
         self.store = store
+        self.turns = Turns(Fair(is_on=is_fair))
+        self.accounts = Accounts(self.turns.fair)
         self.authenticator = authenticator
         self.counters = Counters()
         self.uploads = 0
@@ -170,7 +187,9 @@ class Handler:
         self._vain_miss_line = self._miss_line + NOT_STORED
         self.forget_callers()
 
-    def configure(self, buckets: Mapping[str, Bucket]) -> None:
+    def configure(
+        self, buckets: Mapping[str, Bucket], namespaces: Mapping[str, Namespace] | None = None
+    ) -> None:
         """Serve these buckets from now on; what is not among them is gone at once."""
         if isinstance(self.authenticator, OpenAuthenticator):
             buckets = {
@@ -178,35 +197,78 @@ class Handler:
                 for name, bucket in buckets.items()
             }
         self._buckets = {
-            name.encode(): _BucketState(bucket, not needs_caller(bucket, reads=True), set())
+            name.encode(): _BucketState(bucket, not needs_caller(bucket, reads=True), {})
             for name, bucket in buckets.items()
         }
+        self.accounts.configure(buckets, namespaces or {})
         self.store.configure(buckets)
 
     def note_ring_share(self, share: float) -> None:
         """This shard's part of the ring, as the control plane has it."""
         self.store.set_ring_share(share)
+        self.accounts.set_share(self.store.evictor.shares.ring_share)
 
     def forget_callers(self) -> None:
         """Drop remembered authorizations that the authenticator does not vouch for any more."""
         known = self.authenticator.known
         for state in self._buckets.values():
-            state.readers = {who for who in state.readers if known(who) is not None}
+            state.readers = {
+                who: account
+                for who, account in state.readers.items()
+                if not state.is_open and who is not None and known(who) is not None
+            }
+
+    def account(self, bucket: str, authorization: bytes | None) -> Account:
+        """On whose account a request is, as far as that is known without asking."""
+        state = self._buckets.get(bucket.encode())
+        if state is None:
+            return self.accounts.of_nothing
+        return state.readers.get(authorization) or self._account(state, authorization)
+
+    def _account(self, state: _BucketState, authorization: bytes | None) -> Account:
+        caller = None if authorization is None else self.authenticator.known(authorization)
+        namespace = "" if caller is None else caller.namespace or ""
+        return self.accounts.of(state.bucket, namespace)
+
+    def _open_reader(self, state: _BucketState, authorization: bytes | None) -> Account | None:
+        """The account of one who reads where anyone may; None: that is not so."""
+        if not state.is_open:
+            return None
+        return self._remember(state, authorization, self._account(state, authorization))
+
+    def _remember(
+        self, state: _BucketState, authorization: bytes | None, account: Account
+    ) -> Account:
+        if len(state.readers) >= READERS_MAX:
+            state.readers.clear()
+        state.readers[authorization] = account
+        return account
 
     # -- the hot way -----------------------------------------------------------------------
 
-    def get_now(
+    def get_now(  # noqa: PLR0911 - the hot way, in one piece
         self, target: bytes, bucket: bytes, authorization: bytes | None
-    ) -> tuple[bytes | bytearray, ...] | None:
-        """The pieces of the answer to a plain GET, or None: take the other way."""
+    ) -> tuple[bytes | bytearray, ...] | Tenant | None:
+        """The pieces of the answer to a plain GET.
+
+        Or the tenant whose turn it must be before; or None: take the other way.
+        """
         state = self._buckets.get(bucket)
-        if state is None or not (state.is_open or authorization in state.readers):
+        if state is None:
             return None
+        account = state.readers.get(authorization) or self._open_reader(state, authorization)
+        if account is None:
+            return None
+        tenant = account.tenant
+        if tenant.credit <= 0:
+            return tenant
+        if account.caps and (throttled := account.refusal(time.monotonic())) is not None:
+            return self._throttled_now(throttled, account)
         store = self.store
         try:
             blob = store.find_now(target)
             if blob is None:
-                return self._miss_now(target)
+                return self._miss_now(target, account)
             if blob.size > INLINE_MAX_BYTES:
                 return None
             body = blob.read_now()
@@ -214,17 +276,29 @@ class Handler:
             return None
         except Corrupt as error:
             store.drop(target, error, blob)
-            return self._miss_now(target)
+            return self._miss_now(target, account)
         store.touched.append(target)
+        tenant.credit -= 1
+        tenant.used += (REQUEST_COST + blob.size) * account.price
+        if account.caps:
+            account.spend(blob.size, requests=1)
         self.counters.hot_hits += 1
         self.counters.hit_bytes += blob.size
         return (self._hit_line, blob.head or _prepare_head(blob), body)
 
-    def _miss_now(self, target: bytes) -> tuple[bytes, bytes]:
+    def _miss_now(self, target: bytes, account: Account) -> tuple[bytes, bytes]:
+        account.charge(REQUEST_COST)
+        account.spend(0, requests=1)
         self.store.touched.append(target)
         self.counters.hot_misses += 1
         is_vain = self.store.is_full and not self.store.would_admit(target)
         return (self._vain_miss_line if is_vain else self._miss_line, _MISS_REST)
+
+    def _throttled_now(self, error: Throttled, account: Account) -> tuple[bytes, ...]:
+        account.charge(REQUEST_COST)
+        self.counters.count("GET", 429)
+        line, rest = _throttled(str(error), error.retry_after_s)
+        return (line, self.date, rest)
 
     # -- the whole story -------------------------------------------------------------------
 
@@ -251,15 +325,15 @@ class Handler:
 
     async def _serve(self, request: Request) -> tuple[Answer, int]:
         reads = is_read(request.verb)
-        namespace = await self._admit(request.key.bucket, request.headers, reads=reads)
+        namespace, account = await self._admit(request.key.bucket, request.headers, reads=reads)
         if request.verb == b"PUT":
-            return await self._put(request, namespace)
+            return await self._put(request, namespace, account)
         if request.verb == b"DELETE":
             return await self._delete(request)
-        return await self._get(request)
+        return await self._get(request, account)
 
-    async def _admit(self, bucket: str, headers: Headers, *, reads: bool) -> str:
-        """Whoever may do it passes; returns their namespace, empty for anonymous."""
+    async def _admit(self, bucket: str, headers: Headers, *, reads: bool) -> tuple[str, Account]:
+        """Whoever may do it passes: their namespace, empty for anonymous, and their account."""
         state = self._buckets.get(bucket.encode())
         if state is None:
             raise NoSuchBucket(f'bucket "{bucket}" is not configured')
@@ -273,13 +347,21 @@ class Handler:
             verdict = authorise(state.bucket, caller, reads=reads)
             if not verdict.allowed:
                 raise (Unauthenticated if verdict.needs_token else Forbidden)(verdict.reason)
-            if reads and authorization is not None:
-                if len(state.readers) >= READERS_MAX:
-                    state.readers.clear()
-                state.readers.add(authorization)
-        return (caller.namespace or "") if caller is not None else ""
+        namespace = (caller.namespace or "") if caller is not None else ""
+        account = (
+            self.accounts.of(state.bucket, namespace)
+            if namespace
+            else self._account(state, authorization)
+        )
+        if reads and needs_caller(state.bucket, reads=True):
+            self._remember(state, authorization, account)
+        throttled = account.refusal(time.monotonic()) if account.caps else None
+        if throttled is not None:
+            raise throttled
+        account.spend(0, requests=1)
+        return namespace, account
 
-    async def _get(self, request: Request) -> tuple[Answer, int]:
+    async def _get(self, request: Request, account: Account) -> tuple[Answer, int]:
         is_head = request.verb == b"HEAD"
         blob = await self._find(request.key.target)
         if blob is None:
@@ -310,7 +392,9 @@ class Handler:
         self.counters.hits += 1
         self.counters.hit_bytes += length
         if body is None:
-            return FileAnswer(answer_head, blob, start, length), status
+            return FileAnswer(answer_head, blob, start, length, account), status
+        account.spend(length)
+        self.turns.fair.charge(account.tenant, length * account.price)
         return (answer_head, body[start : start + length] if span else body), status
 
     async def _miss(self, request: Request) -> bytes:
@@ -330,7 +414,7 @@ class Handler:
         why = await self.store.why(request.key)
         return [b"SCS-Why: %b\r\n" % why.encode("ascii", "replace")]
 
-    async def _put(self, request: Request, namespace: str) -> tuple[Answer, int]:
+    async def _put(self, request: Request, namespace: str, account: Account) -> tuple[Answer, int]:
         headers, values = request.headers, request.headers.values
         if headers.length is None and not headers.is_chunked:
             raise Refusal(411, "length-required", "send Content-Length, or chunked")
@@ -343,9 +427,9 @@ class Handler:
             raise Overloaded(f"{self.uploads} uploads are under way on this shard")
         ttl_s = self._ttl(request)
         if ttl_s == 0:
-            return await self._decline(request, "the client asks not to store it")
+            return await self._decline(request, account, "the client asks not to store it")
         if not await self.store.admits(request.key, namespace, headers.length):
-            return await self._decline(request, "the shard is full of what is wanted more")
+            return await self._decline(request, account, "the shard is full of what is wanted more")
         upload = self.store.begin(
             request.key,
             length=headers.length,
@@ -358,7 +442,7 @@ class Handler:
         )
         self.uploads += 1
         try:
-            async for piece in request.body:
+            async for piece in self._paid(request.body, account):
                 await upload.write(piece)
             meta = await upload.commit()
         finally:
@@ -369,11 +453,23 @@ class Handler:
         self.counters.put_bytes += meta.size
         return head(201, b"ETag: %b\r\nContent-Length: 0\r\n" % _etag(meta)), 201
 
-    async def _decline(self, request: Request, why: str) -> tuple[Answer, int]:
+    async def _paid(self, body: AsyncIterator[bytes], account: Account) -> AsyncIterator[bytes]:
+        """A body, charged as it comes; what is not taken yet waits in the client's socket."""
+        owed = 0
+        async for piece in body:
+            account.spend(len(piece))
+            owed += len(piece)
+            if owed >= PAY_BYTES:
+                await self.turns.pay(account.tenant, owed * account.price)
+                owed = 0
+            yield piece
+        self.turns.fair.charge(account.tenant, owed * account.price)
+
+    async def _decline(self, request: Request, account: Account, why: str) -> tuple[Answer, int]:
         """What would not be kept: a client that asks first is told, others see their 201."""
         if request.headers.expects_continue:
             raise NotAdmitted(f"the object would not be kept: {why}")
-        async for _ in request.body:
+        async for _ in self._paid(request.body, account):
             pass
         return head(201, NOT_STORED, b"Content-Length: 0\r\n"), 201
 
@@ -412,6 +508,14 @@ class Handler:
         with contextlib.suppress(BlockingIOError):
             return blob.read_now()
         return await self.store.in_thread(blob.read)
+
+
+@lru_cache(maxsize=1024)
+def _throttled(detail: str, retry_after_s: int) -> tuple[bytes, bytes]:
+    """The answer to a capped request, without its ``Date``: refusing must cost next to nothing."""
+    answer = problem(429, "throttled", detail, b"Retry-After: %d\r\n" % retry_after_s)
+    line, _, rest = answer.partition(b"\n")
+    return line + b"\n", rest
 
 
 def _etag(meta: Meta) -> bytes:

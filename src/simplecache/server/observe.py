@@ -26,6 +26,9 @@ METRICS: Final = {
     "scs_ring_share": ("gauge", "The shard's part of the ring, by which quotas are divided."),
     "scs_evictions_total": ("counter", "Entries let go, by the rule that chose them."),
     "scs_not_admitted_total": ("counter", "PUTs whose object was not kept: the shard is full."),
+    "scs_throttled_total": ("counter", "Requests refused by a cap, by whose it is and of what."),
+    "scs_fair_waits_total": ("counter", "Requests that waited because another tenant was first."),
+    "scs_fair_waiting": ("gauge", "Requests that wait for their tenant's turn."),
     "scs_corrupt_total": ("counter", "Entries dropped because their sums did not fit."),
     "scs_change_backlog": ("gauge", "Changes that wait for the writer thread or the index."),
     "scs_header_parses_total": ("counter", "Header blocks that were not in the memo."),
@@ -52,6 +55,8 @@ def samples(server: Server) -> list[Sample]:
         ("scs_limit_bytes", {}, level.limit),
         ("scs_ring_share", {}, store.evictor.shares.ring_share),
         ("scs_not_admitted_total", {}, store.evictor.refused),
+        ("scs_fair_waits_total", {}, handler.turns.fair.waited),
+        ("scs_fair_waiting", {}, handler.turns.fair.waiting),
         ("scs_corrupt_total", {}, store.corrupt_found),
         ("scs_change_backlog", {}, store.backlog),
         ("scs_header_parses_total", {}, server.memo.misses),
@@ -59,6 +64,10 @@ def samples(server: Server) -> list[Sample]:
     found += [
         ("scs_requests_total", {"verb": verb, "status": str(status)}, count)
         for (verb, status), count in counters.responses().items()
+    ]
+    found += [
+        ("scs_throttled_total", {"by": by, "of": what}, count)
+        for (by, what), count in handler.accounts.refused().items()
     ]
     found += [
         ("scs_evictions_total", {"rule": rule}, count)

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import uvloop
 
-from simplecache.config import StaticTokens, parse_buckets, parse_tokens
+from simplecache.config import StaticTokens, parse_buckets, parse_namespaces, parse_tokens
 from simplecache.errors import SimpleCacheError
 from simplecache.server import observe
 from simplecache.server.authenticate import Authenticator, OpenAuthenticator, StaticAuthenticator
@@ -53,8 +53,9 @@ class ShardSettings:
     uploads_max: int
     object_max_bytes: int
     capacity_bytes: int
+    fairness: bool
     buckets: Any
-    """The bucket document, as it was read from its file."""
+    """The document of buckets and namespaces, as it was read from its file."""
     tokens: Any
     """The token document; None without mode ``static``."""
 
@@ -78,8 +79,13 @@ class Shard:
             capacity_bytes=settings.capacity_bytes,
             open_max=max(64, min(8192, files_max - limits.connections_max - 256)),
         )
-        handler = Handler(self._store, self._authenticator, uploads_max=settings.uploads_max)
-        handler.configure(parse_buckets(settings.buckets))
+        handler = Handler(
+            self._store,
+            self._authenticator,
+            uploads_max=settings.uploads_max,
+            is_fair=settings.fairness,
+        )
+        handler.configure(parse_buckets(settings.buckets), parse_namespaces(settings.buckets))
         self._server = Server(handler, limits)
 
     async def run(self) -> None:
@@ -121,7 +127,7 @@ class Shard:
         """Take a configuration that the supervisor has checked already."""
         if isinstance(self._authenticator, StaticAuthenticator):
             self._authenticator.tokens = parse_tokens(tokens)
-        self._server.handler.configure(parse_buckets(buckets))
+        self._server.handler.configure(parse_buckets(buckets), parse_namespaces(buckets))
 
 
 def _authenticator(settings: ShardSettings) -> Authenticator:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from simplecache.config import load, parse_buckets, parse_tokens
+from simplecache.config import load, parse_buckets, parse_namespaces, parse_tokens
 from simplecache.errors import DataDirError, InvalidConfig, SimpleCacheError
 from simplecache.ops import PROMETHEUS, Answer, OpsServer
 from simplecache.server import observe
@@ -56,6 +56,7 @@ class NodeSettings:
     limits: dict[str, int] = field(default_factory=dict)
     uploads_max: int = 256
     object_max_bytes: int = 64 << 30
+    fairness: bool = True
     drain_delay_s: float = 2.0
     drain_grace_s: float = 20.0
 
@@ -93,7 +94,7 @@ class _Configuration:
 
     def __init__(self, settings: NodeSettings) -> None:
         self._files: list[tuple[Path, Callable[[object], object]]] = [
-            (settings.config, parse_buckets)
+            (settings.config, _parse_config)
         ]
         if settings.tokens is not None:
             self._files.append((settings.tokens, parse_tokens))
@@ -130,6 +131,10 @@ class _Configuration:
             else:
                 stamps.append((status.st_mtime_ns, status.st_ino, status.st_size))
         return stamps
+
+
+def _parse_config(document: object) -> object:
+    return parse_buckets(document), parse_namespaces(document)
 
 
 def _checked(parse: Callable[[object], object]) -> Callable[[object], object]:
@@ -241,6 +246,7 @@ class Supervisor:
             uploads_max=settings.uploads_max,
             object_max_bytes=settings.object_max_bytes,
             capacity_bytes=settings.capacity_bytes(number),
+            fairness=settings.fairness,
             buckets=self._configuration.buckets,
             tokens=self._configuration.tokens,
         )
