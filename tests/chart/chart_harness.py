@@ -130,10 +130,14 @@ def render(
 ) -> Rendered:
     """Render as ``helm install`` does.
 
+    Args:
+        kube: the cluster's version, ``1.34`` or in full, ``1.34.2-gke.100``.
+
     Raises:
         helm.HelmError: the values are refused.
     """
-    options = {"name": name, "namespace": namespace, "kube_version": f"v{kube}.0"}
+    version = f"v{kube}" if kube.count(".") > 1 else f"v{kube}.0"
+    options = {"name": name, "namespace": namespace, "kube_version": version}
     text = _native.call_string(
         "helm_render", chart()._raw(), json.dumps(values or {}), json.dumps(options)
     )
