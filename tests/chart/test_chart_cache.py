@@ -91,6 +91,23 @@ def test_a_node_keeps_its_name_over_restarts():
     assert name["valueFrom"]["fieldRef"]["fieldPath"] == "spec.nodeName"
 
 
+def test_it_knows_where_the_directory_of_shards_is():
+    def url(values=None):
+        rendered = render(values)
+        (found,) = [
+            env["value"]
+            for env in container(rendered.pod("cache"), "cache")["env"]
+            if env["name"] == "SCS_CONTROL_PLANE"
+        ]
+        service = rendered.one("Service", "scs-control-plane")
+        assert found.endswith(f":{service['spec']['ports'][0]['port']}")
+        return found
+
+    assert url() == "http://scs-control-plane.cache-service.svc:21804"
+    full = url({"clusterDomain": "cluster.local", "controlPlane": {"opsPort": 5000}})
+    assert full == "http://scs-control-plane.cache-service.svc.cluster.local.:5000"
+
+
 def test_a_disk_is_a_directory_of_its_own():
     values = {
         "cache": {

@@ -56,6 +56,14 @@ def test_no_container_needs_to_be_root(case):
     assert roots(CASES[case]) == {}
 
 
+@pytest.mark.parametrize("part", ["envoy", "control-plane", "cache"])
+def test_with_volumes_pods_are_restricted_in_the_sense_of_pod_security(part):
+    # The rest of that level is in the tests above.
+    for volume in render(CASES["volumes"]).pod(part).get("volumes", []):
+        (kind,) = set(volume) - {"name"}
+        assert kind in {"configMap", "emptyDir", "secret", "projected"}
+
+
 @every_case
 def test_every_container_has_requests_and_a_memory_limit(values):
     for name, container in render(values).containers():

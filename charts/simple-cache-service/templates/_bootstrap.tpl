@@ -4,8 +4,7 @@
 {{- if .Values.envoy.xdsHost -}}
 {{- .Values.envoy.xdsHost -}}
 {{- else -}}
-{{- printf "%s.%s.svc" (include "scs.xdsName" .) .Release.Namespace -}}
-{{- with .Values.clusterDomain }}.{{ . }}.{{ end -}}
+{{- include "scs.host" (list . (include "scs.xdsName" .)) -}}
 {{- end -}}
 {{- end -}}
 

@@ -99,10 +99,9 @@ spec:
           valueFrom:
             fieldRef:
               fieldPath: {{ $onHost | ternary "spec.nodeName" "metadata.name" }}
-        - name: POD_NAMESPACE
-          valueFrom:
-            fieldRef:
-              fieldPath: metadata.namespace
+        # Where the shards are: for "scs locate" in this pod, and to find the other nodes.
+        - name: SCS_CONTROL_PLANE
+          value: http://{{ include "scs.host" (list . (include "scs.controlPlaneName" .)) }}:{{ .Values.controlPlane.opsPort }}
         {{- with $cache.extraEnv }}
         {{- toYaml . | nindent 8 }}
         {{- end }}

@@ -58,6 +58,13 @@ labels:
 {{- define "scs.bucketsName" -}}{{ default (printf "%s-buckets" (include "scs.fullname" .)) .Values.existingBucketsConfigMap }}{{- end -}}
 {{- define "scs.peerKeyName" -}}{{ default (printf "%s-peer-key" (include "scs.fullname" .)) .Values.peerKey.existingSecret }}{{- end -}}
 
+{{/* A Service's host name: by the search domains, or in full and then with the closing dot. Call with (list $ "name"). */}}
+{{- define "scs.host" -}}
+{{- $root := index . 0 -}}
+{{- printf "%s.%s.svc" (index . 1) $root.Release.Namespace -}}
+{{- with $root.Values.clusterDomain }}.{{ . }}.{{ end -}}
+{{- end -}}
+
 {{/* HOST:PORT as the flags take it. Call with (list $ port). */}}
 {{- define "scs.address" -}}
 {{- $host := (index . 0).Values.bindAddress -}}

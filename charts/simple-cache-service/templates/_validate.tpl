@@ -20,8 +20,12 @@
 {{- if eq (int $values.controlPlane.xdsPort) (int $values.controlPlane.opsPort) -}}
 {{- fail (printf "controlPlane.opsPort: %d is controlPlane.xdsPort, too" (int $values.controlPlane.opsPort)) -}}
 {{- end -}}
-{{- if and (eq (toString $values.envoy.updateStrategy.maxUnavailable) "0") (eq (toString $values.envoy.updateStrategy.maxSurge) "0") -}}
-{{- fail "envoy.updateStrategy: maxUnavailable and maxSurge are both 0: nothing could be updated" -}}
+{{- $none := "^0+%?$" -}}
+{{- if regexMatch $none (toString $values.cache.maxUnavailable) -}}
+{{- fail "cache.maxUnavailable: 0 would mean that nothing can be updated" -}}
+{{- end -}}
+{{- if and (regexMatch $none (toString $values.envoy.updateStrategy.maxUnavailable)) (regexMatch $none (toString $values.envoy.updateStrategy.maxSurge)) -}}
+{{- fail "envoy.updateStrategy: with maxUnavailable and maxSurge both 0 nothing can be updated" -}}
 {{- end -}}
 {{- $distribution := include "scs.trafficDistribution" . -}}
 {{- if and (eq $values.service.internalTrafficPolicy "Local") (ne $distribution "none") -}}
