@@ -38,6 +38,10 @@ format: setup  ## bring the code into form
 lock: setup  ## resolve the dependencies again
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade \
 	  pyproject.toml --extra local --group test --group lint -o requirements/dev.txt
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate \
+	  --constraint requirements/dev.txt pyproject.toml --extra server --extra control -o requirements/image.txt
+	grep -o 'hatchling==[0-9.]*' pyproject.toml | $(BIN)/uv pip compile --quiet --universal --generate-hashes \
+	  --no-header --no-annotate - -o requirements/build.txt
 
 clean:  ## remove what setup made
 	rm -rf $(VENV)
