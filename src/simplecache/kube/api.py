@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 import aiohttp
 from yarl import URL
 
-from simplecache.errors import ApiFault, ApiGone
+from simplecache.errors import ApiFault
 from simplecache.kube.credentials import Credentials
+from simplecache.kube.faults import make_fault, trim
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
     from types import TracebackType
 
     from simplecache.kube.config import KubeConfig
@@ -40,11 +41,9 @@ FAULT_MAX_BYTES: Final = 64 << 10
 
 CALL_TIMEOUT_S: Final = 30.0
 CONNECT_TIMEOUT_S: Final = 10.0
-RETRY_AFTER_MAX_S: Final = 60.0
 CONNECTIONS_MAX: Final = 64
 """More than the sum of what uses one client: 16 reviews, a few watches, the key set."""
 
-_MESSAGE_MAX_CHARS: Final = 300
 _CONTENT_TYPES: Final = {"PATCH": "application/merge-patch+json"}
 _UNTRUSTED: Final = (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError)
 _CLOSED_WHILE_IDLE: Final = (aiohttp.ServerDisconnectedError, aiohttp.ClientConnectionResetError)
@@ -138,7 +137,7 @@ class KubeApi:
 
     async def watch(
         self, path: str, query: Mapping[str, str], *, silence_s: float, total_s: float
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes]:
         """GET an answer that has no end and yield its bytes as they come.
 
         Close the iterator (``contextlib.aclosing``) to end the request.
@@ -251,7 +250,7 @@ def _translating(request: _Request) -> Iterator[None]:
 
 
 def _describe(error: Exception) -> str:
-    return f"{type(error).__name__} {_trim(str(error))}".rstrip()
+    return f"{type(error).__name__} {trim(str(error))}".rstrip()
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int, request: _Request) -> bytes:
@@ -283,28 +282,3 @@ async def _raise_fault(response: aiohttp.ClientResponse, request: _Request) -> N
         body = {}
     retry_after = response.headers.get("Retry-After")
     raise make_fault(str(request), response.status, body.get("message"), retry_after)
-
-
-def make_fault(
-    what: str, status: int, message: object = None, retry_after: str | None = None
-) -> ApiFault:
-    """The fault for a status, whether it came as HTTP's own or inside a watch.
-
-    Args:
-        what: the call, for the text.
-        status: HTTP status or the code of a Kubernetes Status.
-        message: the server's words; anything but a string is ignored.
-        retry_after: the header's value.
-    """
-    words = f": {_trim(message)}" if isinstance(message, str) and message else ""
-    wait_s = None
-    if retry_after is not None and retry_after.isascii() and retry_after.isdigit():
-        wait_s = min(float(retry_after[:9]), RETRY_AFTER_MAX_S)
-    kind = ApiGone if status == 410 else ApiFault
-    return kind(f"{what}: status {status}{words}", status=status, retry_after_s=wait_s)
-
-
-def _trim(text: str) -> str:
-    """A peer's words for our logs: short, on one line, printable."""
-    short = text[:_MESSAGE_MAX_CHARS]
-    return "".join(char if char.isprintable() else " " for char in short)
