@@ -11,6 +11,7 @@ connection which the server had closed while it was idle is sent again at once.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import time
@@ -48,7 +49,7 @@ _CONTENT_TYPES: Final = {"PATCH": "application/merge-patch+json"}
 _UNTRUSTED: Final = (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError)
 _CLOSED_WHILE_IDLE: Final = (aiohttp.ServerDisconnectedError, aiohttp.ClientConnectionResetError)
 _HEADERS: Final = {
-    "Accept": "application/json",
+    "Accept": "application/json, application/jwk-set+json",  # the key set has a type of its own
     "Accept-Encoding": "identity",  # a bound on bytes read is then a bound on memory
     "User-Agent": "simple-cache-service",
 }
@@ -155,7 +156,7 @@ class KubeApi:
         """
         timeout = _make_timeout(total_s, silence_s)
         request = _Request("GET", path, query, timeout=timeout, repeatable=True)
-        with contextlib.closing(await self._send(request)) as response:
+        async with _ending(await self._send(request)) as response:
             if response.status >= 400:
                 await _raise_fault(response, request)
             chunks = response.content.iter_any()
@@ -168,7 +169,7 @@ class KubeApi:
 
     async def _object(self, request: _Request) -> Json:
         limit = ANSWER_MAX_BYTES.get(request.method, OTHER_ANSWER_MAX_BYTES)
-        with contextlib.closing(await self._send(request)) as response:
+        async with _ending(await self._send(request)) as response:
             if response.status >= 400:
                 await _raise_fault(response, request)
             return _parse_object(await _read(response, limit, request), request)
@@ -238,6 +239,23 @@ class _Request:
 
 def _make_timeout(total_s: float, silence_s: float | None = None) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=total_s, sock_connect=CONNECT_TIMEOUT_S, sock_read=silence_s)
+
+
+@contextlib.asynccontextmanager
+async def _ending(response: aiohttp.ClientResponse) -> AsyncGenerator[aiohttp.ClientResponse]:
+    """Leave no connection behind: one that was read to its end is back in the pool by then.
+
+    Any other is aborted. Closing it would wait for the peer's TLS farewell, which a half-open one
+    never sends.
+    """
+    try:
+        yield response
+    finally:
+        connection = response.connection
+        if connection is not None and connection.transport is not None:
+            connection.transport.abort()
+            await asyncio.sleep(0)  # the abort is done by the loop's next round
+        response.close()
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """What a TokenReview's answer means: pure.
 
-A review answers 201 whether the token is good or not, so everything is in its status, and a careless
-reader lets the wrong in. Source: the TokenReview API, whose text obliges a client that sends
-audiences to look for them in the answer.
+A review answers 201 whether the token is good or not: all that counts is in its status, and a
+careless reader lets the wrong in. Source: the TokenReview API, whose text obliges a client that
+sends audiences to look for them in the answer.
 """
 
 from __future__ import annotations

@@ -94,6 +94,11 @@ def ensure_built(env: Mapping[str, str] = os.environ) -> Path:
     return folder
 
 
+def is_ready(env: Mapping[str, str] = os.environ) -> bool:
+    """Whether :func:`ensure_built` would return at once."""
+    return bool(env.get("KUBEBUILDER_ASSETS")) or _is_built(assets_dir(env))
+
+
 def _check_given(folder: Path) -> None:
     # A controller manager is not part of envtest's usual set; tests that need it say so.
     for name in ("etcd", "kube-apiserver"):
