@@ -28,6 +28,7 @@ from simplecache.kube.config import KubeConfig
 from simplecache.kube.tokens import Demands, check_token, parse_keys, parse_token
 
 Json = dict[str, Any]
+Answer = Callable[[], web.StreamResponse]
 ISSUER = "https://fake.test"
 API_AUDIENCE = "https://kubernetes.default.svc"
 
@@ -54,9 +55,10 @@ class FakeApiserver:
         self._objects: dict[str, dict[str, Json]] = {}
         self._log: list[tuple[int, str, str, Json]] = []
         self._moved = asyncio.Event()
+        self._stopping = asyncio.Event()
         self._pages: dict[str, tuple[list[Json], int]] = {}
-        self._scripts: deque[tuple[bytes | str, ...]] = deque()
-        self._answers: deque[tuple[str, Callable[[], web.StreamResponse]]] = deque()
+        self._scripts: deque[tuple[bytes | str | Answer, ...]] = deque()
+        self._answers: deque[tuple[str, Answer]] = deque()
         self._runner: web.AppRunner | None = None
         self._port = 0
 
@@ -70,6 +72,7 @@ class FakeApiserver:
         await self.stop()
 
     async def start(self) -> None:
+        self._stopping.clear()
         app = web.Application(client_max_size=4 << 20)
         app.router.add_route("*", "/{tail:.*}", self._handle)
         self._runner = web.AppRunner(app, shutdown_timeout=0)
@@ -81,6 +84,7 @@ class FakeApiserver:
     async def stop(self) -> None:
         """Break all connections and refuse new ones until ``start``."""
         if self._runner is not None:
+            self._stopping.set()
             for connection in list(self._runner.server.connections):
                 if connection.transport is not None:
                     connection.transport.abort()
@@ -95,11 +99,14 @@ class FakeApiserver:
 
     # -- misbehaviour ----------------------------------------------------------------------
 
-    def script_watch(self, *steps: bytes | str) -> None:
-        """What the next watch sends instead of events; a script that ends ends the answer."""
+    def script_watch(self, *steps: bytes | str | Answer) -> None:
+        """What the next watch sends instead of events; a script that ends ends the answer.
+
+        An ``Answer`` as the first step is the whole of it.
+        """
         self._scripts.append(steps)
 
-    def answer_next(self, path_end: str, answer: Callable[[], web.StreamResponse]) -> None:
+    def answer_next(self, path_end: str, answer: Answer) -> None:
         """How to answer the next request whose path ends so."""
         self._answers.append((path_end, answer))
 
@@ -215,10 +222,12 @@ class FakeApiserver:
     # -- watch -----------------------------------------------------------------------------
 
     async def _watch(self, request: web.Request, namespace: str, plural: str) -> web.StreamResponse:
+        steps = self._scripts.popleft() if self._scripts else (LIVE,)
+        if callable(steps[0]):
+            return steps[0]()
         response = web.StreamResponse()
         response.content_type = "application/json"
         await response.prepare(request)
-        steps = self._scripts.popleft() if self._scripts else (LIVE,)
         with contextlib.suppress(ConnectionResetError):
             for step in steps:
                 if step == CUT:
@@ -226,7 +235,8 @@ class FakeApiserver:
                     request.transport.abort()
                     return response
                 if step == HANG:
-                    await asyncio.Event().wait()
+                    await self._stopping.wait()
+                    return response
                 if step == LIVE:
                     async for line in self._events(request, namespace, plural):
                         await response.write(line)

@@ -34,28 +34,31 @@ class Lines:
         self._line_max_bytes = line_max_bytes
         self._rest = bytearray()
 
-    def feed(self, chunk: bytes) -> list[bytes]:
+    def feed(self, chunk: bytes) -> list[bytearray]:
         """The lines that this chunk completes, without their ends and without empty ones.
 
         Raises:
             Malformed: a line is too long.
         """
         # Only the new bytes are searched, so a long line costs no more than its length.
-        head, newline, tail = chunk.partition(b"\n")
-        self._rest += head
-        if len(self._rest) > self._line_max_bytes:
-            raise Malformed(f"an event has more than {self._line_max_bytes} bytes")
-        if not newline:
-            return []
-        *lines, rest = tail.split(b"\n")
-        lines.insert(0, bytes(self._rest))
-        self._rest = bytearray(rest)
-        return [line for line in lines if line.strip()]
+        first, *others = chunk.split(b"\n")
+        self._rest += first
+        ended = []
+        for other in others:
+            ended.append(self._bounded())
+            self._rest = bytearray(other)
+        self._bounded()
+        return [line for line in ended if line.strip()]
 
     @property
     def is_whole(self) -> bool:
         """Whether the stream may end here: no line has begun and not ended."""
         return not self._rest.strip()
+
+    def _bounded(self) -> bytearray:
+        if len(self._rest) > self._line_max_bytes:
+            raise Malformed(f"an event has more than {self._line_max_bytes} bytes")
+        return self._rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ class Event:
     """The object; of a bookmark only its version is of use."""
 
 
-def parse_event(line: bytes) -> Event:
+def parse_event(line: bytes | bytearray) -> Event:
     """Read one line of a watch.
 
     Raises:
@@ -193,7 +196,7 @@ class Mirror(Generic[T]):
         return [Change(key, old, new)] if old != new else []
 
 
-def _parse_json(line: bytes) -> Json:
+def _parse_json(line: bytes | bytearray) -> Json:
     try:
         document = json.loads(line)
     except (ValueError, RecursionError) as error:
