@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import copy
 import json
+import ssl
 import time
 import uuid
 from collections import deque
@@ -43,7 +44,8 @@ LIVE = "live"
 class FakeApiserver:
     """Start with ``async with FakeApiserver() as fake``."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.signers = [Signer(make_rsa(), "key-1")]
         self.own_tokens: set[str] | None = None
         """Bearer tokens that may call. None: anybody may."""
@@ -77,7 +79,7 @@ class FakeApiserver:
         app.router.add_route("*", "/{tail:.*}", self._handle)
         self._runner = web.AppRunner(app, shutdown_timeout=0)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self._port)
+        site = web.TCPSite(self._runner, "127.0.0.1", self._port, ssl_context=self._tls)
         await site.start()
         self._port = self._runner.addresses[0][1]
 
@@ -95,7 +97,7 @@ class FakeApiserver:
 
     @property
     def config(self) -> KubeConfig:
-        return KubeConfig(server=f"http://127.0.0.1:{self._port}")
+        return KubeConfig(server=f"http{'s' if self._tls else ''}://127.0.0.1:{self._port}")
 
     # -- misbehaviour ----------------------------------------------------------------------
 
