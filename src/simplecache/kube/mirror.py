@@ -89,7 +89,7 @@ def parse_event(line: bytes | bytearray) -> Event:
         raise Malformed("an event without an object")
     if kind == "ERROR":
         raise _fault_of_status(body)
-    if kind not in {"ADDED", "MODIFIED", "DELETED", "BOOKMARK"}:
+    if kind not in ("ADDED", "MODIFIED", "DELETED", "BOOKMARK"):
         raise Malformed("an event of an unknown type")
     return Event(kind=str(kind), version=version_of(body), body=body)
 
@@ -209,6 +209,6 @@ def _parse_json(line: bytes | bytearray) -> Json:
 def _fault_of_status(status: Json) -> Exception:
     code = status.get("code")
     fault = make_fault("watch", code if isinstance(code, int) else 500, status.get("message"))
-    if status.get("reason") in {"Expired", "Gone"}:
+    if status.get("reason") in ("Expired", "Gone"):
         return ApiGone(str(fault), status=410)
     return fault

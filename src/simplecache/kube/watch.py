@@ -44,6 +44,9 @@ T = TypeVar("T")
 OBJECTS_MAX: Final = 100_000
 """Ten times the nodes we plan for, and two pods each. Beyond it a label selector is missing."""
 
+PAGES_MAX: Final = 1_000
+"""Five times what so many objects need; a server may send short pages, but not for ever."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -149,10 +152,12 @@ class Reflector(Generic[T]):
         For a decision that is too grave to rest on events alone. It waits as long as the server is
         away: bound it with a timeout. Callers at the same time share a list.
         """
-        waiter = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        waiter = loop.create_future()
         self._list_waiters.append(waiter)
-        if self._watching is not None:
-            self._watching.reschedule(asyncio.get_running_loop().time())
+        # A watch runs only while nobody waits for a list, so the first who does ends it.
+        if self._watching is not None and len(self._list_waiters) == 1:
+            self._watching.reschedule(loop.time())
         await waiter
 
     async def run(self) -> None:
@@ -213,7 +218,7 @@ class Reflector(Generic[T]):
         objects: dict[str, T] = {}
         first_version = None
         query = {**self._selector, "limit": str(self._timing.page_objects)}
-        while True:
+        for _ in range(PAGES_MAX):
             page = await self._api.get(self._path, query)
             objects |= self._mirror.reduce(items_of(page))
             if len(objects) > OBJECTS_MAX:
@@ -223,6 +228,7 @@ class Reflector(Generic[T]):
             if not token:
                 return objects, first_version
             query["continue"] = str(token)
+        raise ApiFault(f"list {self._path}: more than {PAGES_MAX} pages")
 
     async def _watch_until_list_wanted(self) -> None:
         if self._list_waiters:  # they came while the list before was read

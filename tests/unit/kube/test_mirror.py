@@ -7,7 +7,7 @@ import itertools
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from simplecache.errors import ApiFault, Malformed
@@ -66,7 +66,9 @@ JSON = st.recursive(
 )
 
 
-@given(st.sampled_from(["ADDED", "DELETED", "BOOKMARK", "ERROR", "", None]), JSON)
+@given(st.sampled_from(["ADDED", "DELETED", "BOOKMARK", "ERROR"]) | JSON, JSON)
+@example("ERROR", {"reason": []})
+@example([], {})
 def test_any_event_moves_the_mirror_or_is_an_error_of_ours(kind, body):
     mirror = Mirror(lambda _: 1)
     try:

@@ -13,6 +13,7 @@ from aiohttp import web
 from cluster import objects
 from contract.kube import Scene, until
 from fakes.kube import CUT, HANG, LIVE, FakeApiserver, event_line, make_status
+from simplecache.kube import watch
 from simplecache.kube.api import KubeApi
 from simplecache.kube.watch import Timing, _Pause
 
@@ -161,6 +162,38 @@ def test_a_page_that_expires_starts_the_list_again():
                 await mirror.relist()
             assert len(mirror.objects) == 5
             assert mirror.faults_total == 1
+
+    play(scenario)
+
+
+def test_a_list_that_has_no_end_is_given_up(monkeypatch):
+    monkeypatch.setattr(watch, "PAGES_MAX", 3)
+
+    def endless():
+        metadata = {"resourceVersion": "5", "continue": "on"}
+        return web.json_response({"metadata": metadata, "items": []})
+
+    async def scenario(fake: FakeApiserver, scene: Scene):
+        for _ in range(3):
+            fake.answer_next("/pods", endless)
+        async with scene.reflecting(timing=QUICK) as mirror:
+            assert mirror.faults_total == 1
+
+    play(scenario)
+
+
+def test_lists_can_be_wanted_at_any_time():
+    """Also in the moment in which a watch is being ended for one."""
+
+    async def scenario(fake: FakeApiserver, scene: Scene):
+        async with scene.reflecting(timing=QUICK) as mirror:
+            await until(lambda: mirror._watching is not None, 5)
+            wanted = []
+            for _ in range(20):
+                wanted.append(asyncio.create_task(mirror.relist()))
+                await asyncio.sleep(0)
+            async with asyncio.timeout(5):
+                await asyncio.gather(*wanted)
 
     play(scenario)
 
