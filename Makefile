@@ -37,9 +37,9 @@ format: setup  ## bring the code into form
 
 lock: setup  ## resolve the dependencies again
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade \
-	  pyproject.toml --extra local --group test --group lint -o requirements/dev.txt
+	  pyproject.toml --extra all --group test --group lint -o requirements/dev.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate \
-	  --constraint requirements/dev.txt pyproject.toml --extra server --extra control -o requirements/image.txt
+	  --constraint requirements/dev.txt pyproject.toml --extra server --extra control --extra kube -o requirements/image.txt
 	grep -o 'hatchling==[0-9.]*' pyproject.toml | $(BIN)/uv pip compile --quiet --universal --generate-hashes \
 	  --no-header --no-annotate - -o requirements/build.txt
 

@@ -78,6 +78,26 @@ def add_parsers(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         help="mode static: tokens and their namespaces; read again when it changes",
     )  # fmt: skip
     add_flag(
+        parser, "--audience", default="scs",
+        help="mode kubernetes: for whom tokens must be",
+    )  # fmt: skip
+    add_flag(
+        parser, "--kubeconfig", type=Path, metavar="FILE",
+        help="mode kubernetes: how to reach the apiserver, outside of a pod",
+    )  # fmt: skip
+    add_flag(
+        parser, "--control-plane", metavar="URL",
+        help="mode kubernetes: whose directory names the other shards, to share token reviews",
+    )  # fmt: skip
+    add_flag(
+        parser, "--peer-key", type=Path, metavar="FILE",
+        help="mode kubernetes: the key that all nodes share, to trust each other's reviews",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow-unbound-tokens", action="store_true",
+        help="mode kubernetes: take tokens that are not bound to a pod as well",
+    )  # fmt: skip
+    add_flag(
         parser, "--capacity", metavar="SIZE|PERCENT", default="80%",
         help="what the cache may take of each data directory's file system, shared by its shards",
     )  # fmt: skip
@@ -124,6 +144,7 @@ def run_serve(args: argparse.Namespace) -> int:
         shards=shards,
         auth=args.auth,
         tokens=args.tokens,
+        kubernetes=_kubernetes(args) if args.auth == "kubernetes" else None,
         limits={
             field: getattr(args, flag.removeprefix("--").replace("-", "_"))
             for flag, (field, _, _) in _LIMITS.items()
@@ -136,6 +157,16 @@ def run_serve(args: argparse.Namespace) -> int:
     )
     run(settings, announce=_announce_json if args.announce else _announce)
     return 0
+
+
+def _kubernetes(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "audience": args.audience,
+        "kubeconfig": str(args.kubeconfig) if args.kubeconfig else None,
+        "control_plane": args.control_plane.rstrip("/") if args.control_plane else None,
+        "peer_key": str(args.peer_key) if args.peer_key else None,
+        "require_pod_bound": not args.allow_unbound_tokens,
+    }
 
 
 def _check(args: argparse.Namespace, shards: int, data: tuple[Path, ...]) -> None:

@@ -1,6 +1,6 @@
 """Who sent a request: the modes ``none`` and ``static``, behind one interface.
 
-``kubernetes`` is a third implementation of the same protocol.
+Mode ``kubernetes`` has its own file, ``kubernetes.py``, for it needs an extra.
 """
 
 from __future__ import annotations
@@ -17,6 +17,12 @@ _SCHEME: Final = b"bearer "
 class Authenticator(Protocol):
     """Tells callers by their ``Authorization`` field."""
 
+    async def start(self) -> None:
+        """Before the first request."""
+
+    async def close(self) -> None:
+        """After the last."""
+
     def known(self, authorization: bytes) -> Caller | None:
         """The caller if it is known right now, without waiting; None is no verdict."""
 
@@ -29,7 +35,17 @@ class Authenticator(Protocol):
         """
 
 
-class OpenAuthenticator:
+class _Still:
+    """Nothing to be started or closed."""
+
+    async def start(self) -> None:
+        """Nothing."""
+
+    async def close(self) -> None:
+        """Nothing."""
+
+
+class OpenAuthenticator(_Still):
     """Mode ``none``: nobody is asked. The handler opens every bucket in this mode."""
 
     def known(self, authorization: bytes) -> Caller | None:  # noqa: ARG002 - the protocol's
@@ -41,7 +57,7 @@ class OpenAuthenticator:
         return ANONYMOUS
 
 
-class StaticAuthenticator:
+class StaticAuthenticator(_Still):
     """Mode ``static``: tokens and their namespaces come from a file."""
 
     def __init__(self, tokens: StaticTokens) -> None:

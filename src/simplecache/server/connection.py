@@ -311,6 +311,8 @@ class Connection(asyncio.Protocol):
         if isinstance(wanted, Refusal):
             handler.counters.count("other", wanted.status)
             return refusal(wanted, body=not turn.is_head)
+        if wanted.is_review:
+            return await handler.answer(wanted.verb, handler.review(turn.body.pieces()))
         if wanted.purge is not None:
             work = handler.purge(*wanted.purge, turn.headers)
             return await handler.answer(wanted.verb, work)

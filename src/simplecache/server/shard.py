@@ -57,6 +57,8 @@ class ShardSettings:
     """The bucket document, as it was read from its file."""
     tokens: Any
     """The token document; None without mode ``static``."""
+    kubernetes: Any
+    """``KubernetesSettings`` as a mapping; None without mode ``kubernetes``."""
 
     def to_message(self) -> dict[str, Any]:
         """For the channel."""
@@ -80,10 +82,13 @@ class Shard:
         )
         handler = Handler(self._store, self._authenticator, uploads_max=settings.uploads_max)
         handler.configure(parse_buckets(settings.buckets))
+        if settings.auth == "kubernetes":
+            handler.answer_peer = self._authenticator.answer_peer  # type: ignore[attr-defined]
         self._server = Server(handler, limits)
 
     async def run(self) -> None:
         """Serve until the supervisor says stop, or is gone."""
+        await self._authenticator.start()
         port = await self._server.listen(self.settings.host, self.settings.port)
         self._server.is_ready = True
         gc.collect()
@@ -94,6 +99,7 @@ class Shard:
         delay_s, grace_s = await self._obey()
         ticking.cancel()
         await self._server.drain(delay_s=delay_s, grace_s=grace_s)
+        await self._authenticator.close()
         await self._store.close()
 
     async def _tick(self) -> None:
@@ -127,6 +133,13 @@ class Shard:
 def _authenticator(settings: ShardSettings) -> Authenticator:
     if settings.auth == "none":
         return OpenAuthenticator()
+    if settings.auth == "kubernetes":
+        from simplecache.server.kubernetes import (  # noqa: PLC0415 - an extra of its own
+            KubernetesAuthenticator,
+            KubernetesSettings,
+        )
+
+        return KubernetesAuthenticator(KubernetesSettings.of(settings.kubernetes), settings.name)
     tokens = StaticTokens({}) if settings.tokens is None else parse_tokens(settings.tokens)
     return StaticAuthenticator(tokens)
 

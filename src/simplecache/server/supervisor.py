@@ -53,6 +53,8 @@ class NodeSettings:
     capacity: CapacityWish
     auth: str = "static"
     tokens: Path | None = None
+    kubernetes: dict[str, Any] | None = None
+    """``KubernetesSettings`` as a mapping, for mode ``kubernetes``."""
     limits: dict[str, int] = field(default_factory=dict)
     uploads_max: int = 256
     object_max_bytes: int = 64 << 30
@@ -243,6 +245,7 @@ class Supervisor:
             capacity_bytes=settings.capacity_bytes(number),
             buckets=self._configuration.buckets,
             tokens=self._configuration.tokens,
+            kubernetes=settings.kubernetes,
         )
 
     async def run(self, *, announce: Callable[[dict[str, Any]], None]) -> None:
