@@ -7,12 +7,6 @@ from chart_harness import EVERYTHING, ONE_OF_EACH, VOLUMES, container, flags, me
 
 from simplecache.cli.main import make_parser
 
-COMING = {
-    "serve": {"--audience", "--capacity", "--peer-key"},
-    "control-plane": {"--kubernetes", "--namespace", "--selector"},
-}
-"""Flags that the chart gives and the commands do not have yet."""
-
 
 def known_flags(command):
     (subparsers,) = [
@@ -34,8 +28,7 @@ def test_every_flag_is_known_to_the_command(values):
     for _, one in render(values).containers():
         if one.get("command") == ["scs"]:
             command, *args = one["args"]
-            unknown = set(flags(args)) - known_flags(command)
-            assert unknown <= COMING[command]
+            assert set(flags(args)) <= known_flags(command)
 
 
 def test_flags_of_a_node():

@@ -100,7 +100,7 @@ def test_every_package_is_locked_by_hash(name):
 
 def test_the_image_has_what_node_and_control_plane_need():
     extras = PROJECT["project"]["optional-dependencies"]
-    wanted, waiting = set(), ["server", "control"]
+    wanted, waiting = set(), ["server", "control", "kube"]
     while waiting:
         for requirement in extras[waiting.pop()]:
             name = re.match(r"[A-Za-z0-9._-]+", requirement)[0]

@@ -42,6 +42,8 @@ def add_parsers(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
             "scs serve --config buckets.json --data /var/lib/scs --tokens tokens.json",
             "scs serve --config buckets.json --data /mnt/nvme0 /mnt/nvme1 --shards 4 \\",
             "    --listen 0.0.0.0:7400 --ops 0.0.0.0:7390 --auth none",
+            "scs serve --config buckets.yaml --data /var/lib/scs --auth kubernetes \\",
+            "    --peer-key /etc/scs-peer/key --control-plane http://scs-control-plane:21804",
         ),
     )
     add_flag(
@@ -70,8 +72,9 @@ def add_parsers(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         help="this node's name in the ring; it must not change while the data stays",
     )  # fmt: skip
     add_flag(
-        parser, "--auth", choices=("static", "none"), default="static",
-        help="how callers are told apart; none opens every bucket to everybody",
+        parser, "--auth", choices=("static", "kubernetes", "none"), default="static",
+        help="how callers are told apart; kubernetes: by their pods' tokens (TokenReview); none "
+        "opens every bucket to everybody",
     )  # fmt: skip
     add_flag(
         parser, "--tokens", type=Path, metavar="FILE",
@@ -178,6 +181,8 @@ def _check(args: argparse.Namespace, shards: int, data: tuple[Path, ...]) -> Non
         raise InvalidConfig("--data: a directory is named twice")
     if args.auth == "static" and args.tokens is None:
         log.warning("no --tokens: only public buckets can be used")
+    if args.auth == "kubernetes" and not (args.control_plane and args.peer_key):
+        log.warning("no --control-plane or no --peer-key: this node reviews each token by itself")
     if not args.node_name or "/" in args.node_name:
         raise InvalidConfig(f"--node-name: {args.node_name!r} must be a name without '/'")
     for flag in (*_LIMITS, "--max-uploads"):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Final, NamedTuple, Self
 
 from simplecache.control.shards import Shard, parse_endpoints
@@ -93,6 +94,7 @@ def shards_of(claims: Iterable[Claim], zones: Mapping[str, str]) -> frozenset[Sh
     return frozenset(shards)
 
 
+@lru_cache(16_384)  # each change brings all claims again, of which one is new
 def _parse(claim: Claim, zone: str) -> frozenset[Shard]:
     node = {
         "Name": claim.name,

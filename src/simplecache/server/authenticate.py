@@ -5,6 +5,7 @@ Mode ``kubernetes`` has its own file, ``kubernetes.py``, for it needs an extra.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, Protocol
 
 from simplecache.config import StaticTokens
@@ -12,6 +13,9 @@ from simplecache.errors import Unauthenticated
 from simplecache.model import ANONYMOUS, Caller
 
 _SCHEME: Final = b"bearer "
+
+Count = tuple[str, dict[str, str], float]
+"""A metric's name, its labels and its value."""
 
 
 class Authenticator(Protocol):
@@ -34,15 +38,22 @@ class Authenticator(Protocol):
             ReviewUnavailable: that cannot be found out just now.
         """
 
+    def counts(self) -> Iterable[Count]:
+        """What it counts, for metrics."""
+
 
 class _Still:
-    """Nothing to be started or closed."""
+    """Nothing to be started, closed or counted."""
 
     async def start(self) -> None:
         """Nothing."""
 
     async def close(self) -> None:
         """Nothing."""
+
+    def counts(self) -> Iterable[Count]:
+        """Nothing."""
+        return ()
 
 
 class OpenAuthenticator(_Still):

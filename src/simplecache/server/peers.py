@@ -6,10 +6,11 @@ which asks for all. The list of shards comes from the control plane's directory;
 when the home does not answer, a shard asks by itself.
 
 Rendezvous instead of Envoy's Maglev: nobody else has to find the home, so no table must be built,
-and one review in a minute may well look at each shard's name.
+and one review in half a minute may well look at each shard's name.
 
-What goes between shards is signed with a key that all nodes share: without it a question cannot be
-asked and an answer cannot be given.
+What goes between shards is sealed with a key that all nodes share: without it a question cannot be
+asked and an answer cannot be given. A nonce ties an answer to its question. The seal is no
+encryption: the token itself travels as openly as it came.
 """
 
 from __future__ import annotations
@@ -37,9 +38,13 @@ log = logging.getLogger(__name__)
 REVIEW_PATH: Final = "/v1/review"
 ASK_TIMEOUT_S: Final = 1.0
 """A request waits 2.5 s for its review in all: there must be time to ask the apiserver instead."""
-POLL_S: Final = 5.0
+POLL_S: Final = 15.0
+"""A list that is a little old only costs reviews: two shards may see the home differently."""
+POLL_FIRST_S: Final = 0.5
+"""Until there is a list."""
+DIRECTORY_TIMEOUT_S: Final = 5.0
 DIRECTORY_MAX_BYTES: Final = 64 << 20
-QUESTION_MAX_BYTES: Final = 32 << 10
+ANSWER_MAX_BYTES: Final = 32 << 10
 
 
 class Peer(NamedTuple):
@@ -66,11 +71,15 @@ class Peers:
         self.failed = 0
         """Questions to homes, and those that had no answer."""
 
+    def __repr__(self) -> str:
+        return f"<Peers of {self._own_name}: {len(self._peers)} shards>"
+
     async def start(self) -> None:
         """Begin to follow the directory."""
         if self._url is not None and self._key is not None:
             self._session = aiohttp.ClientSession(
-                timeout=aiohttp.ClientTimeout(total=5), connector=aiohttp.TCPConnector(limit=64)
+                timeout=aiohttp.ClientTimeout(total=DIRECTORY_TIMEOUT_S),
+                connector=aiohttp.TCPConnector(limit=64),
             )
             self._polling = asyncio.create_task(self._follow())
 
@@ -95,37 +104,42 @@ class Peers:
 
         Raises:
             ReviewUnavailable: it has none.
-            OSError, TimeoutError, ValueError: it does not answer, or not as a peer does.
+            OSError, ValueError: it does not answer, or not as a peer does.
         """
-        assert self._session is not None
-        assert self._key is not None
         self.asked += 1
-        nonce = secrets.token_hex(16)
-        host = f"[{home.address}]" if ":" in home.address else home.address
         try:
-            async with (
-                asyncio.timeout(ASK_TIMEOUT_S),
-                self._session.post(
-                    f"http://{host}:{home.port}{REVIEW_PATH}",
-                    data=_seal(self._key, "ask", {"token": token, "nonce": nonce}),
-                    allow_redirects=False,
-                ) as answer,
-            ):
-                if answer.status != 200:
-                    raise ReviewUnavailable(f"shard {home.name} answers {answer.status}")
-                body = await answer.content.read(QUESTION_MAX_BYTES)
+            return await self._ask(home, token)
         except aiohttp.ClientError as error:
             self.failed += 1
             raise OSError(str(error)) from error
-        except (TimeoutError, ReviewUnavailable):
+        except (OSError, ValueError, ReviewUnavailable):  # TimeoutError is an OSError
             self.failed += 1
             raise
-        said = _unseal(self._key, "answer", body)
-        if said.get("nonce") != nonce:
-            raise ValueError("the answer is to another question")
-        if "refused" in said:
-            return Refusal(str(said["refused"]))
-        return Caller(str(said["namespace"]), said.get("pod"))
+
+    async def _ask(self, home: Peer, token: str) -> Outcome:
+        assert self._session is not None
+        assert self._key is not None
+        nonce = secrets.token_hex(16)
+        host = f"[{home.address}]" if ":" in home.address else home.address
+        async with (
+            asyncio.timeout(ASK_TIMEOUT_S),
+            self._session.post(
+                f"http://{host}:{home.port}{REVIEW_PATH}",
+                data=seal(self._key, "ask", {"token": token, "nonce": nonce}),
+                allow_redirects=False,
+            ) as answer,
+        ):
+            if answer.status != 200:
+                raise ReviewUnavailable(f"shard {home.name} answers {answer.status}")
+            body = await _read(answer, ANSWER_MAX_BYTES)
+        match unseal(self._key, "answer", body):
+            case {"nonce": other} if other != nonce:
+                raise ValueError("the answer is to another question")
+            case {"nonce": _, "refused": str(reason)}:
+                return Refusal(reason)
+            case {"nonce": _, "namespace": str(namespace), "pod": str() | None as pod}:
+                return Caller(namespace, pod)
+        raise ValueError("the answer is no verdict")
 
     async def answer(self, body: bytes, review: Callable[[str], Awaitable[Caller]]) -> bytes:
         """The answer to a peer's question.
@@ -137,25 +151,29 @@ class Peers:
         if self._key is None:
             raise Unauthenticated("this node has no peers")
         try:
-            question = _unseal(self._key, "ask", body)
+            question = unseal(self._key, "ask", body)
         except ValueError as error:
             raise Unauthenticated(f"not a peer's question: {error}") from error
-        said: dict[str, Any] = {"nonce": question["nonce"]}
+        said: dict[str, Any] = {"nonce": question.get("nonce")}
         try:
-            caller = await review(str(question["token"]))
+            caller = await review(str(question.get("token")))
         except Unauthenticated as error:
             said["refused"] = str(error)
         else:
             said |= {"namespace": caller.namespace, "pod": caller.pod}
-        return _seal(self._key, "answer", said)
+        return seal(self._key, "answer", said)
 
     async def _follow(self) -> None:
+        is_first_fault = True
         while True:
             try:
                 await self._poll()
             except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError) as error:
-                log.warning("the directory of shards stays as it is: %s", error)
-            await asyncio.sleep(POLL_S * random.uniform(0.8, 1.2))  # noqa: S311 - spreads load
+                if self._peers or is_first_fault:
+                    log.warning("the directory of shards stays as it is: %s", error)
+                is_first_fault = False
+            pause_s = POLL_S if self._peers else POLL_FIRST_S
+            await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))  # noqa: S311 - spreads load
 
     async def _poll(self) -> None:
         assert self._session is not None
@@ -163,31 +181,54 @@ class Peers:
         async with self._session.get(f"{self._url}/v1/endpoints", headers=headers) as answer:
             if answer.status != 200:
                 return  # 304: nothing new; anything else: what is known stays
-            document = json.loads(await answer.content.read(DIRECTORY_MAX_BYTES))
+            document = json.loads(await _read(answer, DIRECTORY_MAX_BYTES))
             self._peers = tuple(
-                Peer(shard["name"], shard["address"], shard["port"]) for shard in document["shards"]
+                Peer(str(shard["name"]), str(shard["address"]), int(shard["port"]))
+                for shard in document["shards"]
             )
             self._etag = answer.headers.get("ETag", "")
 
 
-def _seal(key: bytes, purpose: str, content: dict[str, Any]) -> bytes:
+async def _read(answer: aiohttp.ClientResponse, limit: int) -> bytes:
+    """The whole body.
+
+    Raises:
+        ValueError: it has more than ``limit`` bytes.
+    """
+    body = bytearray()
+    async for piece in answer.content.iter_any():
+        body += piece
+        if len(body) > limit:
+            raise ValueError(f"an answer of more than {limit} bytes")
+    return bytes(body)
+
+
+def seal(key: bytes, purpose: str, content: dict[str, Any]) -> bytes:
+    """A message that only holders of the key can make, for one purpose."""
     text = json.dumps(content, sort_keys=True)
-    mac = hmac.new(key, f"{purpose}\n{text}".encode(), hashlib.sha256).hexdigest()
-    return json.dumps({"content": text, "mac": mac}).encode()
+    return json.dumps({"content": text, "mac": _mac(key, purpose, text)}).encode()
 
 
-def _unseal(key: bytes, purpose: str, body: bytes) -> dict[str, Any]:
+def unseal(key: bytes, purpose: str, body: bytes) -> dict[str, Any]:
     """What a peer has sealed for this purpose.
 
     Raises:
         ValueError: nobody with the key did.
     """
-    sealed = json.loads(body)
-    if not isinstance(sealed, dict) or not isinstance(sealed.get("content"), str):
-        raise ValueError("not a sealed message")  # noqa: TRY004 - of the bytes, not the type
-    text = sealed["content"]
-    mac = hmac.new(key, f"{purpose}\n{text}".encode(), hashlib.sha256).hexdigest()
-    if not hmac.compare_digest(mac, str(sealed.get("mac"))):
+    try:
+        sealed = json.loads(body)
+    except RecursionError as error:
+        raise ValueError("not a sealed message") from error
+    match sealed:
+        case {"content": str(text), "mac": str(mac)}:
+            pass
+        case _:
+            raise ValueError("not a sealed message")
+    if not hmac.compare_digest(_mac(key, purpose, text).encode(), mac.encode()):
         raise ValueError("the seal is not a peer's")
     content: dict[str, Any] = json.loads(text)
     return content
+
+
+def _mac(key: bytes, purpose: str, text: str) -> str:
+    return hmac.new(key, f"{purpose}\n{text}".encode(), hashlib.sha256).hexdigest()
