@@ -1,14 +1,12 @@
 """Fixtures of the tests on a real apiserver.
 
-They run when its binaries are there, and always in CI, which builds them. Elsewhere a first build of
-some minutes is not started behind anybody's back: the tests are skipped and say what to run.
+Its binaries are built when there are none yet, which takes minutes, once: before the first test, for
+a build is longer than a test may take. ``make test`` builds them beforehand.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -16,19 +14,26 @@ from cluster.apiserver import RealCluster
 from cluster.kubetools import build
 
 
+def _is_ours(item: pytest.Item) -> bool:
+    return item.path.is_relative_to(build.HERE.parent)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    found = [item for item in items if item.path.is_relative_to(build.HERE.parent)]
-    for item in found:
+    for item in filter(_is_ours, items):
         item.add_marker(pytest.mark.cluster)
-    if found and os.environ.get("CI"):
-        build.ensure_built()  # here, for a first build takes longer than a test may
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """After -k and -m have chosen."""
+    if any(map(_is_ours, session.items)) and not session.config.option.collectonly:
+        build.ensure_built()
 
 
 @pytest.fixture(scope="session")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealCluster]:
     """An apiserver with its etcd, shared by all tests: keep to a namespace of your own."""
     folder = tmp_path_factory.mktemp("cluster")
-    cluster = RealCluster(_assets(), folder)
+    cluster = RealCluster(build.ensure_built(), folder)
     try:
         cluster.start()
         yield cluster
@@ -39,18 +44,12 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealCluster]:
 @pytest.fixture(scope="session")
 def governed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealCluster]:
     """A cluster whose controllers run as well."""
-    assets = _assets()
+    assets = build.ensure_built()
     if not (assets / "kube-controller-manager").exists():
-        pytest.skip(f"KUBEBUILDER_ASSETS={assets} has no kube-controller-manager")
+        pytest.fail(f"KUBEBUILDER_ASSETS={assets} has no kube-controller-manager")
     cluster = RealCluster(assets, tmp_path_factory.mktemp("governed"), controllers=True)
     try:
         cluster.start()
         yield cluster
     finally:
         cluster.stop()
-
-
-def _assets() -> Path:
-    if not build.is_ready():
-        pytest.skip("no kube-apiserver yet: run `python tests/cluster/kubetools/build.py` once")
-    return build.ensure_built()

