@@ -4,8 +4,8 @@ import pytest
 from chart_harness import EVERYTHING, ONE_OF_EACH, VERSIONS, render
 
 TOKEN_REVIEWS = ("authentication.k8s.io", "tokenreviews", ("create",))
-PODS = ("", "pods", ("get", "list", "watch"))
-NODES = ("", "nodes", ("get", "list", "watch"))
+PODS = ("", "pods", ("list", "watch"))
+NODES = ("", "nodes", ("list", "watch"))
 
 
 def rights(rendered):

@@ -105,8 +105,18 @@ class RealCluster:
         await asyncio.to_thread(self._end, "kube-apiserver", gently=False)
 
     async def bring_up(self) -> None:
-        """Start the apiserver again on the same port."""
-        await asyncio.to_thread(self.start_apiserver)
+        """Start the apiserver again on the same port.
+
+        Its controllers as well, whose own pauses after an outage come to a minute.
+        """
+
+        def act() -> None:
+            self._end("kube-controller-manager", gently=False)
+            self.start_apiserver()
+            if self._controllers:
+                self.start_controllers()
+
+        await asyncio.to_thread(act)
 
     async def compact(self) -> None:
         """Make etcd forget all revisions before the current one."""
