@@ -125,7 +125,9 @@ class World:
         if any(len(ready[name]) != count for name, count in expected.items()):
             return False
         wanted = {f"{pod.ip}:7400" for pod in ready["cache"]}
-        return all(self.known_to(envoy) == wanted for envoy in ready["envoy"])
+        if not all(self.known_to(envoy) == wanted for envoy in ready["envoy"]):
+            return False
+        return self.watchers() == 3
 
     # -- words for tests -----------------------------------------------------------------------
 
@@ -252,6 +254,16 @@ class World:
             yield
         finally:
             self.run(self.cluster.bring_up())
+
+    def watchers(self) -> int:
+        """Who watches pods of one namespace: the control planes and the kubelet."""
+        text = self.run(objects.read_text(self.api, "/metrics"))
+        return sum(
+            int(float(line.rpartition(" ")[2]))
+            for line in text.splitlines()
+            if line.startswith("apiserver_longrunning_requests{")
+            and 'resource="pods",scope="namespace"' in line
+        )
 
 
 class _Admin(http.client.HTTPConnection):

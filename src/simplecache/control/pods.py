@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, Self
 from simplecache.control.shards import Shard, parse_endpoints
 from simplecache.errors import InvalidConfig, SimpleCacheError
 from simplecache.kube.api import KubeApi
-from simplecache.kube.watch import Reflector
+from simplecache.kube.watch import Reflector, Timing
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,9 @@ WEIGHT: Final = "simple-cache-service/weight"
 NAME_FROM: Final = "simple-cache-service/name-from"
 ZONE: Final = "topology.kubernetes.io/zone"
 RELIST_TIMEOUT_S: Final = 10.0
+TIMING: Final = Timing(pause_max_s=4.0)
+"""An apiserver that is back is noticed within five seconds: there are two or three of us, and until
+then nobody learns of a pod."""
 
 
 class Claim(NamedTuple):
@@ -123,6 +126,7 @@ class PodSource:
             f"/api/v1/namespaces/{namespace}/pods",
             claim_of,
             label_selector=selector,
+            timing=TIMING,
             on_change=lambda _: self._changed.set(),
         )
         self._nodes: Reflector[str] | None = None
@@ -131,6 +135,7 @@ class PodSource:
                 api,
                 "/api/v1/nodes",
                 lambda node: str(_table(_table(node.get("metadata")).get("labels")).get(ZONE, "")),
+                timing=TIMING,
                 on_change=lambda _: self._changed.set(),
             )
         self._tasks: list[asyncio.Task[None]] = []
