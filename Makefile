@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: help setup run test lint format lock clean
+.PHONY: help setup run test kubetools lint format lock clean
 help:  ## say what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -22,8 +22,11 @@ $(VENV)/ready: pyproject.toml requirements/dev.txt requirements/uv.txt src/simpl
 run: setup  ## a cluster on this machine: three nodes, control plane, Envoy (ARGS="--port 9090")
 	$(BIN)/scs up $(ARGS)
 
-test: setup  ## all tests (ARGS="-k maglev")
+test: setup kubetools  ## all tests (ARGS="-k maglev")
 	$(BIN)/pytest $(ARGS)
+
+kubetools: setup  ## etcd, kube-apiserver and its controllers, built once (some minutes)
+	@$(BIN)/python tests/cluster/kubetools/build.py
 
 lint: setup  ## format, lint, types, layers
 	$(BIN)/ruff format --check .
@@ -37,7 +40,11 @@ format: setup  ## bring the code into form
 
 lock: setup  ## resolve the dependencies again
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --upgrade \
-	  pyproject.toml --extra local --group test --group lint -o requirements/dev.txt
+	  pyproject.toml --extra all --group test --group lint -o requirements/dev.txt
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate \
+	  --constraint requirements/dev.txt pyproject.toml --extra server --extra control --extra kube -o requirements/image.txt
+	grep -o 'hatchling==[0-9.]*' pyproject.toml | $(BIN)/uv pip compile --quiet --universal --generate-hashes \
+	  --no-header --no-annotate - -o requirements/build.txt
 
 clean:  ## remove what setup made
 	rm -rf $(VENV)

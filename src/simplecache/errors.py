@@ -21,6 +21,8 @@ The tree::
     │       ├── DiskFull               no room for the object
     │       └── DiskError              the disk failed
     ├── Malformed              bytes that are not the protocol
+    ├── ApiFault               the Kubernetes API could not be asked, or refused
+    │   └── ApiGone                the resource version is too old: list afresh
     ├── CacheFault             client side: the cache could not be asked, or answered nonsense
     └── DataDirError           a data directory that cannot be used
 
@@ -116,6 +118,26 @@ class DiskError(Unavailable):
 
 class Malformed(SimpleCacheError, ValueError):
     """Bytes on the wire or in a file that are not what the format says."""
+
+
+class ApiFault(SimpleCacheError):
+    """The Kubernetes API could not be reached, refused a call, or ended an answer half-way.
+
+    Attributes:
+        status: the HTTP status, or None when there was no whole answer.
+        retry_after_s: how long the apiserver asked to be left alone, or None.
+    """
+
+    def __init__(
+        self, text: str, *, status: int | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(text)
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+class ApiGone(ApiFault):
+    """The resource version or continue token is no longer known (410): only a new list helps."""
 
 
 class CacheFault(SimpleCacheError):

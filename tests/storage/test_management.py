@@ -3,8 +3,8 @@
 import random
 
 import pytest
+from storage_harness import bucket, du
 
-from conftest import bucket, du
 from simplecache.errors import DiskFull
 
 BODY = b"x" * 3000

@@ -19,7 +19,7 @@ BUCKETS = {"public": Bucket("public", True, None, (), None)}
 
 async def until(condition):
     """Let the loop go round until something holds; the world's own time limit stands around it."""
-    while not condition():  # noqa: ASYNC110 - what is waited for tells nobody
+    while not condition():
         await asyncio.sleep(0)
 
 

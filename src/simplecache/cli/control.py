@@ -46,19 +46,46 @@ def _add_control_plane(
         run_control_plane,
         summary="tell Envoys which shards there are (xDS)",
         description=(
-            "Serve Envoys their configuration by gRPC (xDS, ADS), from an endpoints file that is\n"
-            "watched and from probes of each shard. Any number of replicas may run: they keep\n"
-            "no state, and when all are down Envoys go on with what they have."
+            "Serve Envoys their configuration by gRPC (xDS, ADS), from a watched endpoints file\n"
+            "or from the cache pods of a Kubernetes cluster, and from probes of each shard. Any\n"
+            "number of replicas may run: they keep no state, and when all are down Envoys go on\n"
+            "with what they have."
         ),
         examples=(
             "scs control-plane --endpoints endpoints.json",
             "scs control-plane --endpoints /etc/scs/endpoints.yaml \\",
             "    --listen 0.0.0.0:21803 --ops 0.0.0.0:21804 --envoy-listen 0.0.0.0:80",
+            "scs control-plane --kubernetes --selector app.kubernetes.io/component=cache",
             "curl http://127.0.0.1:21804/v1/endpoints",
         ),
     )
+    add_flag(parser, "--endpoints", type=Path, metavar="FILE", help="the endpoints file")
+    parser.add_argument(
+        "--kubernetes", action="store_true", help="take the shards from the cluster's cache pods"
+    )
     add_flag(
-        parser, "--endpoints", type=Path, metavar="FILE", required=True, help="the endpoints file"
+        parser, "--namespace", default="", help="with --kubernetes: of the cache pods [our own]"
+    )
+    add_flag(
+        parser,
+        "--selector",
+        default="app.kubernetes.io/component=cache",
+        help="with --kubernetes: the labels of the cache pods",
+    )
+    add_flag(
+        parser,
+        "--kubeconfig",
+        type=Path,
+        metavar="FILE",
+        help="with --kubernetes: how to reach the apiserver, outside of a pod",
+    )
+    add_flag(
+        parser,
+        "--zone-from-nodes",
+        choices=("true", "false"),
+        default="false",
+        help="with --kubernetes: read zones from the nodes, for clusters that do not put them on "
+        "pods (before 1.35)",
     )
     add_flag(
         parser,
@@ -99,7 +126,15 @@ def run_control_plane(args: argparse.Namespace) -> int:
     """Serve until a signal; 0 after a graceful stop."""
     import asyncio  # noqa: PLC0415
 
-    from simplecache.control.serve import ControlSettings, run  # noqa: PLC0415
+    from simplecache.control.serve import (  # noqa: PLC0415
+        ControlSettings,
+        PodSettings,
+        run,
+        run_on_pods,
+    )
+
+    if args.kubernetes == bool(args.endpoints):
+        raise InvalidConfig("one of --endpoints FILE and --kubernetes is needed")
 
     logging.basicConfig(
         level=logging.INFO,
@@ -116,7 +151,13 @@ def run_control_plane(args: argparse.Namespace) -> int:
         probe_interval_s=args.probe_interval,
         probe_timeout_s=args.probe_interval,
     )
-    asyncio.run(run(settings))
+    if args.kubernetes:
+        pods = PodSettings(
+            args.namespace, args.selector, args.kubeconfig, args.zone_from_nodes == "true"
+        )
+        asyncio.run(run_on_pods(settings, pods))
+    else:
+        asyncio.run(run(settings))
     return 0
 
 

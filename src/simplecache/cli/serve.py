@@ -42,6 +42,8 @@ def add_parsers(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
             "scs serve --config buckets.json --data /var/lib/scs --tokens tokens.json",
             "scs serve --config buckets.json --data /mnt/nvme0 /mnt/nvme1 --shards 4 \\",
             "    --listen 0.0.0.0:7400 --ops 0.0.0.0:7390 --auth none",
+            "scs serve --config buckets.yaml --data /var/lib/scs --auth kubernetes \\",
+            "    --peer-key /etc/scs-peer/key --control-plane http://scs-control-plane:21804",
         ),
     )
     add_flag(
@@ -70,12 +72,33 @@ def add_parsers(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         help="this node's name in the ring; it must not change while the data stays",
     )  # fmt: skip
     add_flag(
-        parser, "--auth", choices=("static", "none"), default="static",
-        help="how callers are told apart; none opens every bucket to everybody",
+        parser, "--auth", choices=("static", "kubernetes", "none"), default="static",
+        help="how callers are told apart; kubernetes: by their pods' tokens (TokenReview); none "
+        "opens every bucket to everybody",
     )  # fmt: skip
     add_flag(
         parser, "--tokens", type=Path, metavar="FILE",
         help="mode static: tokens and their namespaces; read again when it changes",
+    )  # fmt: skip
+    add_flag(
+        parser, "--audience", default="scs",
+        help="mode kubernetes: for whom tokens must be",
+    )  # fmt: skip
+    add_flag(
+        parser, "--kubeconfig", type=Path, metavar="FILE",
+        help="mode kubernetes: how to reach the apiserver, outside of a pod",
+    )  # fmt: skip
+    add_flag(
+        parser, "--control-plane", metavar="URL",
+        help="mode kubernetes: whose directory names the other shards, to share token reviews",
+    )  # fmt: skip
+    add_flag(
+        parser, "--peer-key", type=Path, metavar="FILE",
+        help="mode kubernetes: the key that all nodes share, to trust each other's reviews",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow-unbound-tokens", action="store_true",
+        help="mode kubernetes: take tokens that are not bound to a pod as well",
     )  # fmt: skip
     add_flag(
         parser, "--capacity", metavar="SIZE|PERCENT", default="80%",
@@ -129,6 +152,7 @@ def run_serve(args: argparse.Namespace) -> int:
         shards=shards,
         auth=args.auth,
         tokens=args.tokens,
+        kubernetes=_kubernetes(args) if args.auth == "kubernetes" else None,
         limits={
             field: getattr(args, flag.removeprefix("--").replace("-", "_"))
             for flag, (field, _, _) in _LIMITS.items()
@@ -144,6 +168,16 @@ def run_serve(args: argparse.Namespace) -> int:
     return 0
 
 
+def _kubernetes(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "audience": args.audience,
+        "kubeconfig": str(args.kubeconfig) if args.kubeconfig else None,
+        "control_plane": args.control_plane.rstrip("/") if args.control_plane else None,
+        "peer_key": str(args.peer_key) if args.peer_key else None,
+        "require_pod_bound": not args.allow_unbound_tokens,
+    }
+
+
 def _check(args: argparse.Namespace, shards: int, data: tuple[Path, ...]) -> None:
     if not 1 <= shards <= 256:
         raise InvalidConfig(f"--shards: {shards} must be between 1 and 256")
@@ -153,6 +187,8 @@ def _check(args: argparse.Namespace, shards: int, data: tuple[Path, ...]) -> Non
         raise InvalidConfig("--data: a directory is named twice")
     if args.auth == "static" and args.tokens is None:
         log.warning("no --tokens: only public buckets can be used")
+    if args.auth == "kubernetes" and not (args.control_plane and args.peer_key):
+        log.warning("no --control-plane or no --peer-key: this node reviews each token by itself")
     if not args.node_name or "/" in args.node_name:
         raise InvalidConfig(f"--node-name: {args.node_name!r} must be a name without '/'")
     for flag in (*_LIMITS, "--max-uploads"):

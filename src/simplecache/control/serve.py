@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -82,6 +83,41 @@ class Running:
     metrics: Metrics
     xds_port: int
     ops_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class PodSettings:
+    """Where the cache pods are, for the source that is the Kubernetes API."""
+
+    namespace: str
+    """Empty: the control plane's own."""
+    selector: str
+    kubeconfig: Path | None = None
+    """None: the pod's own service account."""
+    zones_from_nodes: bool = False
+    """For clusters that do not put the zone on pods (before Kubernetes 1.35)."""
+
+
+async def run_on_pods(settings: ControlSettings, pods: PodSettings) -> None:
+    """As :func:`run`, with the shards out of Kubernetes.
+
+    Raises:
+        InvalidConfig: no apiserver is configured.
+        SimpleCacheError: it does not answer at the start.
+    """
+    from simplecache.control.pods import PodSource  # noqa: PLC0415 - an extra of its own
+    from simplecache.kube.api import KubeApi  # noqa: PLC0415
+    from simplecache.kube.config import from_kubeconfig, in_cluster  # noqa: PLC0415
+
+    config = from_kubeconfig(pods.kubeconfig) if pods.kubeconfig else in_cluster(os.environ)
+    source = PodSource(
+        KubeApi(config),
+        pods.namespace or config.namespace,
+        pods.selector,
+        zones_from_nodes=pods.zones_from_nodes,
+    )
+    async with source:
+        await run(settings, source)
 
 
 async def run(settings: ControlSettings, source: EndpointSource | None = None) -> None:

@@ -1,10 +1,11 @@
 """Who sent a request: the modes ``none`` and ``static``, behind one interface.
 
-``kubernetes`` is a third implementation of the same protocol.
+Mode ``kubernetes`` has its own file, ``kubernetes.py``, for it needs an extra.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, Protocol
 
 from simplecache.config import StaticTokens
@@ -13,9 +14,18 @@ from simplecache.model import ANONYMOUS, Caller
 
 _SCHEME: Final = b"bearer "
 
+Count = tuple[str, dict[str, str], float]
+"""A metric's name, its labels and its value."""
+
 
 class Authenticator(Protocol):
     """Tells callers by their ``Authorization`` field."""
+
+    async def start(self) -> None:
+        """Before the first request."""
+
+    async def close(self) -> None:
+        """After the last."""
 
     def known(self, authorization: bytes) -> Caller | None:
         """The caller if it is known right now, without waiting; None is no verdict."""
@@ -28,8 +38,25 @@ class Authenticator(Protocol):
             ReviewUnavailable: that cannot be found out just now.
         """
 
+    def counts(self) -> Iterable[Count]:
+        """What it counts, for metrics."""
 
-class OpenAuthenticator:
+
+class _Still:
+    """Nothing to be started, closed or counted."""
+
+    async def start(self) -> None:
+        """Nothing."""
+
+    async def close(self) -> None:
+        """Nothing."""
+
+    def counts(self) -> Iterable[Count]:
+        """Nothing."""
+        return ()
+
+
+class OpenAuthenticator(_Still):
     """Mode ``none``: nobody is asked. The handler opens every bucket in this mode."""
 
     def known(self, authorization: bytes) -> Caller | None:  # noqa: ARG002 - the protocol's
@@ -41,7 +68,7 @@ class OpenAuthenticator:
         return ANONYMOUS
 
 
-class StaticAuthenticator:
+class StaticAuthenticator(_Still):
     """Mode ``static``: tokens and their namespaces come from a file."""
 
     def __init__(self, tokens: StaticTokens) -> None:

@@ -385,6 +385,8 @@ class Connection(asyncio.Protocol):
         if isinstance(wanted, Refusal):
             handler.counters.count("other", wanted.status)
             return refusal(wanted, body=not asked.is_head)
+        if wanted.is_review:
+            return await handler.answer(wanted.verb, handler.review(body.pieces()))
         if wanted.purge is not None:
             work = handler.purge(*wanted.purge, asked.headers)
             return await handler.answer(wanted.verb, work)

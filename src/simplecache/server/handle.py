@@ -10,10 +10,11 @@ from __future__ import annotations
 import binascii
 import contextlib
 import hashlib
+import logging
 import re
 import time
 from base64 import b64decode
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from email.utils import formatdate
 from functools import lru_cache
@@ -47,6 +48,8 @@ from simplecache.store.blobs import Blob, Corrupt, Meta
 from simplecache.store.store import Store
 from simplecache.store.upload import Condition
 
+log = logging.getLogger(__name__)
+
 INLINE_MAX_BYTES: Final = 256 << 10
 """Bodies up to this size are read, checked and written in one go; larger ones go by sendfile."""
 READERS_MAX: Final = 10_000
@@ -54,6 +57,10 @@ READERS_MAX: Final = 10_000
 UPLOADS_MAX: Final = 256
 PAY_BYTES: Final = 64 << 10
 """Of an upload: so much is taken, then others have their turn."""
+QUESTION_MAX_BYTES: Final = 32 << 10
+"""Of another shard about a token, which has 16 KiB at most."""
+REFUSALS_LOGGED: Final = 10
+"""401s and 403s written to the log in one second: enough to see, too few to fill a disk."""
 
 STATUS: Final[Mapping[type[Refused], tuple[int, str]]] = {
     Unauthenticated: (401, "unauthenticated"),
@@ -165,6 +172,8 @@ class Handler:
         self.turns = Turns(Fair(is_on=is_fair))
         self.accounts = Accounts(self.turns.fair)
         self.authenticator = authenticator
+        self.answer_peer: Callable[[bytes], Awaitable[bytes]] | None = None
+        """Answers other shards' questions about tokens, in mode ``kubernetes``."""
         self.counters = Counters()
         self.uploads = 0
         self._uploads_max = uploads_max
@@ -173,6 +182,7 @@ class Handler:
         self._hit_line = b""
         self._miss_line = b""
         self._vain_miss_line = b""
+        self._refusals = 0
         self.tick(0)
 
     def tick(self, now_s: float) -> None:
@@ -185,6 +195,9 @@ class Handler:
         self._hit_line = b"HTTP/1.1 200 OK\r\n" + self.date
         self._miss_line = _MISS_LINE + b"\n" + self.date
         self._vain_miss_line = self._miss_line + NOT_STORED
+        if self._refusals > REFUSALS_LOGGED:
+            log.info("%d more refusals in the same second", self._refusals - REFUSALS_LOGGED)
+        self._refusals = 0
         self.forget_callers()
 
     def configure(
@@ -316,12 +329,20 @@ class Handler:
             status, answer = error.status, refusal(error, body=body)
         except Refused as error:
             status, word = STATUS[type(error)]
+            self._log_refusal(verb, status, error)
             fields = [_CHALLENGE] if status == 401 else []
             if isinstance(error, Unavailable):
                 fields.append(b"Retry-After: %d\r\n" % error.retry_after_s)
             answer = problem(status, word, str(error), *fields, body=body)
         self.counters.count(verb.decode(), status)
         return answer
+
+    def _log_refusal(self, verb: bytes, status: int, error: Refused) -> None:
+        """The verdict's sentence, with the namespace and never the token."""
+        if status in {401, 403}:
+            self._refusals += 1
+            if self._refusals <= REFUSALS_LOGGED:
+                log.info("%s refused with %d: %s", verb.decode(), status, error)
 
     async def _serve(self, request: Request) -> tuple[Answer, int]:
         reads = is_read(request.verb)
@@ -484,6 +505,19 @@ class Handler:
         if match is None:
             return limit
         return int(match[1]) if limit is None else min(limit, int(match[1]))
+
+    async def review(self, body: AsyncIterator[bytes]) -> tuple[Answer, int]:
+        """The verdict on a token, for another shard that asks."""
+        if self.answer_peer is None:
+            raise Refusal(404, "no-route", "this node reviews no tokens for others")
+        question = b""
+        async for piece in body:
+            question += piece
+            if len(question) > QUESTION_MAX_BYTES:
+                raise Refusal(413, "too-large", "the question is too large")
+        said = await self.answer_peer(question)
+        fields = b"Content-Type: application/json\r\nContent-Length: %d\r\n" % len(said)
+        return head(200, fields) + said, 200
 
     async def purge(self, bucket: str, prefix: bytes, headers: Headers) -> tuple[Answer, int]:
         """Remove all objects of a bucket whose target begins with ``prefix``."""

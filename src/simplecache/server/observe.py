@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from simplecache.server.authenticate import Count
 from simplecache.server.serve import Server
 
 METRICS: Final = {
@@ -34,10 +35,14 @@ METRICS: Final = {
     "scs_header_parses_total": ("counter", "Header blocks that were not in the memo."),
     "scs_shard_up": ("gauge", "1 for a shard that serves."),
     "scs_shard_restarts_total": ("counter", "Times that a shard was started again."),
+    "scs_reviews_total": ("counter", "Tokens that were looked at, by what became of them."),
+    "scs_apiserver_reviews_total": ("counter", "TokenReviews asked of the apiserver."),
+    "scs_peer_asks_total": ("counter", "Tokens asked about at the shard that is their home."),
+    "scs_peer_failures_total": ("counter", "Of these, those that had no answer."),
     "scs_config_reload_failures_total": ("counter", "Configuration files that were refused."),
 }
 
-Sample = tuple[str, dict[str, str], float]
+Sample = Count
 
 
 def samples(server: Server) -> list[Sample]:
@@ -73,6 +78,7 @@ def samples(server: Server) -> list[Sample]:
         ("scs_evictions_total", {"rule": rule}, count)
         for rule, count in store.evictor.evicted.items()
     ]
+    found += handler.authenticator.counts()
     for (bucket, namespace), (entries, _, disk) in store.usage.snapshot().items():
         tenant = {"bucket": bucket, "namespace": namespace}
         found.append(("scs_entries", tenant, entries))

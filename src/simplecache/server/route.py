@@ -25,6 +25,7 @@ PLAIN_GET: Final = re.compile(
 VERBS: Final = (b"GET", b"HEAD", b"PUT", b"DELETE")
 ALLOW: Final = b"Allow: GET, HEAD, PUT, DELETE\r\n"
 READY: Final = b"/readyz"
+REVIEW: Final = b"/v1/review"
 PURGE_PREFIX: Final = b"/v1/buckets/"
 
 _METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}")
@@ -34,14 +35,16 @@ _ABSOLUTE = re.compile(rb"(?i)https?://[^/?#]+(?=/)")
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What a request line asks for: an object, or one of the shard's own two paths."""
+    """What a request line asks for: an object, or one of the shard's own paths."""
 
     verb: bytes
     key: Key | None
-    """The object; None for ``/readyz`` and for a purge."""
+    """The object; None for the shard's own paths."""
     is_http_10: bool
     purge: tuple[str, bytes] | None = None
     """Bucket and the beginning of the targets to be removed."""
+    is_review: bool = False
+    """A peer's question about a token."""
 
 
 def route(line: bytes) -> Route:
@@ -63,10 +66,9 @@ def route(line: bytes) -> Route:
     absolute = _ABSOLUTE.match(target)
     if absolute is not None:  # absolute-form, which servers must take (RFC 9112, 3.2.2)
         target = target[absolute.end() :]
-    if target == READY and verb in {b"GET", b"HEAD"}:
-        return Route(verb, None, version == b"HTTP/1.0")
-    if target.startswith(PURGE_PREFIX) and verb == b"DELETE":
-        return Route(verb, None, version == b"HTTP/1.0", _purge(target))
+    own = _own_path(verb, target, is_http_10=version == b"HTTP/1.0")
+    if own is not None:
+        return own
     if not target.startswith(TARGET_PREFIX):
         raise Refusal(404, "no-route", "objects are at /v1/objects/{bucket}/{object}")
     if verb not in VERBS:
@@ -79,6 +81,16 @@ def route(line: bytes) -> Route:
             414 if too_long else 400, "too-large" if too_long else "malformed", str(error)
         ) from error
     return Route(verb, key, version == b"HTTP/1.0")
+
+
+def _own_path(verb: bytes, target: bytes, *, is_http_10: bool) -> Route | None:
+    if target == READY and verb in {b"GET", b"HEAD"}:
+        return Route(verb, None, is_http_10)
+    if target == REVIEW and verb == b"POST":
+        return Route(verb, None, is_http_10, is_review=True)
+    if target.startswith(PURGE_PREFIX) and verb == b"DELETE":
+        return Route(verb, None, is_http_10, _purge(target))
+    return None
 
 
 def _purge(target: bytes) -> tuple[str, bytes]:

@@ -58,6 +58,8 @@ class ShardSettings:
     """The document of buckets and namespaces, as it was read from its file."""
     tokens: Any
     """The token document; None without mode ``static``."""
+    kubernetes: Any
+    """``KubernetesSettings`` as a mapping; None without mode ``kubernetes``."""
 
     def to_message(self) -> dict[str, Any]:
         """For the channel."""
@@ -86,10 +88,13 @@ class Shard:
             is_fair=settings.fairness,
         )
         handler.configure(parse_buckets(settings.buckets), parse_namespaces(settings.buckets))
+        if settings.auth == "kubernetes":
+            handler.answer_peer = self._authenticator.answer_peer  # type: ignore[attr-defined]
         self._server = Server(handler, limits)
 
     async def run(self) -> None:
         """Serve until the supervisor says stop, or is gone."""
+        await self._authenticator.start()
         port = await self._server.listen(self.settings.host, self.settings.port)
         self._server.is_ready = True
         gc.collect()
@@ -100,6 +105,7 @@ class Shard:
         delay_s, grace_s = await self._obey()
         ticking.cancel()
         await self._server.drain(delay_s=delay_s, grace_s=grace_s)
+        await self._authenticator.close()
         await self._store.close()
 
     async def _tick(self) -> None:
@@ -133,6 +139,13 @@ class Shard:
 def _authenticator(settings: ShardSettings) -> Authenticator:
     if settings.auth == "none":
         return OpenAuthenticator()
+    if settings.auth == "kubernetes":
+        from simplecache.server.kubernetes import (  # noqa: PLC0415 - an extra of its own
+            KubernetesAuthenticator,
+            KubernetesSettings,
+        )
+
+        return KubernetesAuthenticator(KubernetesSettings.of(settings.kubernetes), settings.name)
     tokens = StaticTokens({}) if settings.tokens is None else parse_tokens(settings.tokens)
     return StaticAuthenticator(tokens)
 

@@ -53,6 +53,8 @@ class NodeSettings:
     capacity: CapacityWish
     auth: str = "static"
     tokens: Path | None = None
+    kubernetes: dict[str, Any] | None = None
+    """``KubernetesSettings`` as a mapping, for mode ``kubernetes``."""
     limits: dict[str, int] = field(default_factory=dict)
     uploads_max: int = 256
     object_max_bytes: int = 64 << 30
@@ -249,6 +251,7 @@ class Supervisor:
             fairness=settings.fairness,
             buckets=self._configuration.buckets,
             tokens=self._configuration.tokens,
+            kubernetes=settings.kubernetes,
         )
 
     async def run(self, *, announce: Callable[[dict[str, Any]], None]) -> None:

@@ -130,7 +130,7 @@ def test_a_broken_or_missing_file_is_logged_once_and_changes_nothing(tmp_path, c
         for count, content in enumerate(("Nodes: [", None, "Nodes: [{Name: n}]"), start=1):
             path.unlink() if content is None else swap_in(content)
             async with asyncio.timeout(10):
-                while len(caplog.records) < count:  # noqa: ASYNC110 - the log has no event
+                while len(caplog.records) < count:
                     await asyncio.sleep(0.01)
             for _ in range(5):
                 await asyncio.sleep(0.01)

@@ -136,7 +136,7 @@ def test_a_shrunk_listing_waits_for_a_fresh_read_and_a_broken_source_for_better_
                 source.broken = True
                 source.change(members[:1])
                 async with asyncio.timeout(20):
-                    while running.metrics.relist_errors < 3:  # noqa: ASYNC110 - a counter
+                    while running.metrics.relist_errors < 3:
                         await asyncio.sleep(0.01)
                 assert len(running.plane.snapshot.shards) == 3
                 source.broken = False
@@ -190,7 +190,7 @@ def test_many_changes_are_one_snapshot():
                 made = running.metrics.snapshots
                 for count in (2, 3, 4):
                     source.change(members[:count])
-                    while running.metrics.published < count:  # noqa: ASYNC110 - a counter
+                    while running.metrics.published < count:
                         await asyncio.sleep(0.001)
                 await published(running, 4)
                 assert running.metrics.snapshots == made + 1
