@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import simplecache
 from cluster.network import Addresses, Endpoint, forwarding, relaying_xds
 from simplecache.errors import ApiFault
 from simplecache.kube.api import KubeApi
@@ -335,8 +336,11 @@ class Kubelet:
         ]
         if ACCOUNT in local.paths:
             env["SCS_KUBECONFIG"] = f"{local.paths[ACCOUNT]}/kubeconfig"
-        kept_env = {key: os.environ[key] for key in ("PATH", "PYTHONPATH") if key in os.environ}
-        return [*self._programs[words[0]], *words[1:]], kept_env | env
+        ours = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(Path(simplecache.__file__).parents[1]),
+        }
+        return [*self._programs[words[0]], *words[1:]], ours | env
 
     # -- reports -------------------------------------------------------------------------------
 
