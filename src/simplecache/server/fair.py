@@ -220,7 +220,7 @@ class Fair:
             self._settle()
         self.waited += TURN_REQUESTS - requests
         self._room = TURN_REQUESTS
-        return self._first() is not None
+        return self.waiting > 0
 
     def _look(self, now_s: float) -> None:
         """See whether tenants still compete."""
