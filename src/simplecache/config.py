@@ -25,9 +25,9 @@ _UNITS: Final = {
     **{unit: 1000**power for power, unit in enumerate(("k", "M", "G", "T", "P"), start=1)},
     **{unit: 1024**power for power, unit in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi"), start=1)},
 }
-_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+_QUANTITY = re.compile(r"([0-9]{1,19}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)")
 _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_DURATION = re.compile(r"(\d+)([smhd]?)")
+_DURATION = re.compile(r"([0-9]{1,12})([smhd]?)")
 EVICTION_POLICIES: Final = ("steady", "lru", "fifo", "random", "lfu", "sieve", "s3fifo")
 """The table is ``store/policies.py``; the first is the default. See docs/eviction.md."""
 FILE_MAX_BYTES: Final = 16 << 20
@@ -40,6 +40,8 @@ def parse_size(value: object, where: str) -> int:
     Raises:
         InvalidConfig: not a positive size.
     """
+    if isinstance(value, int) and value.bit_length() > 64:  # too long even to be written out
+        raise InvalidConfig(f"{where}: the size must be larger than zero and below 4 Ei")
     match = _QUANTITY.fullmatch(str(value).strip()) if isinstance(value, str | int) else None
     if match is None or isinstance(value, bool) or match[2] not in _UNITS:
         raise InvalidConfig(
@@ -241,22 +243,41 @@ def load(path: Path, parse: Callable[[object], T]) -> T:
 
 def _decode(text: bytes, *, yaml: bool) -> object:
     try:
-        if yaml:
-            import yaml as yaml_library  # noqa: PLC0415 - an extra that JSON users need not have
-
-            try:
-                return yaml_library.safe_load(text)
-            except yaml_library.YAMLError as error:
-                raise InvalidConfig(f"not YAML: {error}") from error
-        return json.loads(text, object_pairs_hook=_no_duplicates)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise InvalidConfig(f"not JSON: {error}") from error
+        return _decode_yaml(text) if yaml else json.loads(text, object_pairs_hook=_no_duplicates)
+    except InvalidConfig:
+        raise
+    except (ValueError, RecursionError) as error:  # also numbers and dates that cannot be
+        raise InvalidConfig(f"not {'YAML' if yaml else 'JSON'}: {error}") from error
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
+def _decode_yaml(text: bytes) -> object:
+    import yaml  # noqa: PLC0415 - an extra that JSON users need not have
+
+    class Loader(yaml.SafeLoader):
+        """A loader that refuses what JSON refuses: a key that stands there twice."""
+
+    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+        loader.flatten_mapping(node)
+        return _no_duplicates(loader.construct_pairs(node, deep=True))
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    try:
+        return yaml.load(text, Loader)  # noqa: S506 - it is a SafeLoader
+    except yaml.MarkedYAMLError as error:  # its own text shows the line, which may hold a token
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
+        raise InvalidConfig(f"not YAML: {where}{error.problem or error.context}") from error
+    except yaml.YAMLError as error:
+        raise InvalidConfig("not YAML: it holds a character that YAML does not know") from error
+
+
+def _no_duplicates(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    try:
+        table = dict(pairs)
+    except TypeError as error:
+        raise InvalidConfig("a key is a list or an object, not a name") from error
     if len(table) != len(pairs):
-        seen: set[str] = set()
+        seen: set[Any] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise InvalidConfig(f"key {twice!r} is there twice")
     return table
@@ -276,4 +297,6 @@ def _mapping(value: object, where: str, keys: Mapping[str, bool]) -> Mapping[str
 
 def _kind(value: object) -> str:
     names = {dict: "an object", list: "a list", str: "a string", type(None): "null"}
-    return names.get(type(value), repr(value))
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "a very large number"
+    return names.get(type(value)) or repr(value)

@@ -292,3 +292,37 @@ class TestFiles:
     def test_a_broken_token_file_does_not_tell_its_tokens(self, path):
         path.write_text(f'{{"Token": [{{"Token": "{SECRET}" "Namespace": "a"}}]}}')
         assert SECRET not in self.refuse(path, "not JSON", parse=parse_tokens)
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("x.json", '{"Bucket": ' + "9" * 5000 + "}"),
+            (
+                "x.json",
+                '{"Bucket":[{"Name":"abc","Public":true,"BucketQuota":"' + "9" * 5000 + '"}]}',
+            ),
+            (
+                "x.json",
+                '{"Bucket":[{"Name":"abc","Public":true,"BucketQuota":"' + "9" * 400 + '.5"}]}',
+            ),
+            ("x.yaml", "Bucket: 2020-13-45"),
+            ("x.yaml", "Bucket: 0x" + "f" * 5000),
+            ("x.yaml", "Bucket:\n- Name: abc\n  Public: true\n  BucketQuota: 0x" + "f" * 5000),
+            ("x.yaml", "? [a]\n: b"),
+            ("x.yaml", "Bucket: " + "[" * 3000),
+        ],
+    )
+    def test_values_that_cannot_be(self, tmp_path, name, content):
+        (tmp_path / name).write_text(content)
+        self.refuse(tmp_path / name)
+
+    def test_a_key_twice_in_yaml(self, tmp_path):
+        path = tmp_path / "buckets.yaml"
+        path.write_text("Bucket:\n- Name: abc\n  Public: true\n  Public: false\n")
+        self.refuse(path, "key 'Public' is there twice")
+
+    def test_a_broken_yaml_token_file_does_not_tell_its_tokens(self, tmp_path):
+        path = tmp_path / "tokens.yaml"
+        for content in (f'Token:\n- Token: [{SECRET}\n- "x', f"Token: {SECRET}\x00"):
+            path.write_text(content)
+            assert SECRET not in self.refuse(path, "not YAML", parse=parse_tokens)

@@ -128,6 +128,7 @@ class TestPauses:
             await peer.ask(put(b"x", b"body"))
             gate = self.hold_the_writer(world)
             peer.feed(put(b"slow", b"body"))
+            await until(lambda: world.handler.uploads and world.store.backlog)  # its body is taken
             count = INBOX_MAX_BYTES // len(ask(b"GET", b"x")) + 2
             chunked = framing == "chunked"
             head = (
