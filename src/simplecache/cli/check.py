@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import threading
 import time
@@ -76,6 +77,7 @@ def run_check(args: argparse.Namespace) -> int:
 def _check_directories(data: list[Path], *, repair: bool) -> int:
     from simplecache.store.check import shards_of  # noqa: PLC0415 - needs the extra
 
+    logging.basicConfig(level=logging.CRITICAL)  # the summary says it all
     shards = [shard for each in data for shard in shards_of(each)]
     found = _check_all(shards, mends=repair)
     print(_tell(found))

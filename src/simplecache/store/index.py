@@ -206,8 +206,8 @@ class Index:
         if self._is_read_only:
             db.execute("PRAGMA query_only = ON")
             return db
-        db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = OFF")  # a lost row is found again from its file
+        db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA wal_autocheckpoint = 1000")
         db.execute("PRAGMA journal_size_limit = 8388608")
         return db
@@ -297,7 +297,8 @@ class Index:
         if not self._is_usable():
             self._limit_pending()
             return False
-        if not self._pending and not self._tombstones and not self._notes:
+        has_figures = self.ledger is not None and bool(self.ledger.unsaved())
+        if not (self._pending or self._tombstones or self._notes or has_figures):
             return True
         try:
             self._db.execute("BEGIN IMMEDIATE")

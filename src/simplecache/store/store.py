@@ -409,11 +409,10 @@ class Store:
     async def close(self) -> None:
         """Finish what was posted and mark the index clean. Uploads must have ended."""
         await self.scrubber.stop()
-        for task in (self._repair, self._evicting, self._scrubbing):
-            if task is not None and not task.done():
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+        tasks = [t for t in (self._repair, self._evicting, self._scrubbing) if t is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._loop.run_in_executor(None, self._writer.stop)
         self._open.clear()
         self.disk.close()
