@@ -82,7 +82,7 @@ class Usage:
 
     def by_tenant(self) -> Mapping[Tenant, int]:
         """Allocated bytes of each tenant that has any."""
-        return {tenant: f[2] for tenant, f in list(self._ledger.tenants.items()) if f[2]}
+        return {tenant: f[2] for tenant, f in list(self._ledger.tenants.items()) if f[2] > 0}
 
     def snapshot(self) -> dict[Tenant, tuple[int, int, int]]:
         """Tenant -> (entries, body bytes, allocated bytes); empty tenants left out."""
