@@ -29,7 +29,7 @@ from storage_faults import Crash, DyingProcess, blocks_of, flip_bit, object_file
 EXAMPLES = int(os.environ.get("SCS_STATEFUL_EXAMPLES", "40"))
 KEYS = [Key(bucket, name) for bucket in ("aaa", "bbb") for name in (b"x/1", b"x/2", b"y/3")]
 SIZES = [0, 1, 3000, 9000, 40_000, (1 << 20) + 17]
-DIRECTORIES = {blob_id(key.target)[0] << 4 | blob_id(key.target)[1] >> 4 for key in KEYS}
+STEPS = {blob_id(key.target)[0] for key in KEYS}
 
 keys = st.sampled_from(KEYS)
 deaths = st.none() | st.tuples(st.integers(0, 12), st.sampled_from(["before", "middle", "after"]))
@@ -330,8 +330,8 @@ class Crashes(RuleBasedStateMachine):
         return scrub.GentleReader(self.store.disk.nowait, lambda *_: None).look(path)
 
     async def _walk(self, look=repair.look_at_prefix):
-        for number in sorted(DIRECTORIES):
-            await self.store._walker.walk(number, look, is_deep=look is not repair.look_at_prefix)
+        for step in sorted(STEPS):
+            await self.store._walker.walk(step, look, is_deep=look is not repair.look_at_prefix)
 
     @rule()
     def compare(self):
@@ -340,8 +340,8 @@ class Crashes(RuleBasedStateMachine):
         usage = self.store.usage
         usage.begin_recount()
         self.run(self._walk)
-        for number in set(range(repair.DIRECTORIES)) - DIRECTORIES:
-            usage.count(number << 4, number << 4 | 15, ())
+        for step in set(range(repair.STEPS)) - STEPS:
+            usage.count(step << 8, step << 8 | 255, ())
         assert all(usage._counted)
         assert usage.end_recount() == []
         self.loop.run_until_complete(self._in_writer(self.store._index.flush))

@@ -261,13 +261,16 @@ class Blob:
         self.verified[block] = 1
 
 
-def open_blob(path: str, target: bytes | None, flags: int = 0) -> Blob:
+def open_blob(
+    path: str, target: bytes | None, flags: int = 0, *, reads_ahead: bool = True
+) -> Blob:
     """Open and check a file's prefix. ``target`` None takes whatever name the file bears.
 
     Args:
         path: the file.
         target: the name that it must bear.
         flags: ``os.RWF_NOWAIT`` to take the prefix from the page cache only.
+        reads_ahead: the kernel may bring in more than is asked for.
 
     Raises:
         FileNotFoundError: there is none.
@@ -277,6 +280,8 @@ def open_blob(path: str, target: bytes | None, flags: int = 0) -> Blob:
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
+        if not reads_ahead:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
         status = os.fstat(fd)
         prefix = bytearray(min(PREFIX_MAX_BYTES, status.st_size))
         if os.preadv(fd, (prefix,), 0, flags) != len(prefix):

@@ -20,7 +20,7 @@ from simplecache.errors import DataDirError
 from simplecache.store.blobs import path_of
 from simplecache.store.directory import knows_nowait, lock
 from simplecache.store.index import Index, Tombstone, find_rot
-from simplecache.store.repair import DIRECTORIES, Findings, Hands, Walker
+from simplecache.store.repair import STEPS, Findings, Hands, Walker
 from simplecache.store.scrub import GentleReader
 from simplecache.store.usage import Usage
 
@@ -107,9 +107,9 @@ async def _check(directory: Path, reader: GentleReader, *, mends: bool) -> Findi
             usage.begin_recount()
             slots = asyncio.Semaphore(THREADS)
             async with asyncio.TaskGroup() as group:
-                for number in range(DIRECTORIES):
+                for step in range(STEPS):
                     await slots.acquire()
-                    group.create_task(_walk(walker, number, reader, found, slots))
+                    group.create_task(_walk(walker, step, reader, found, slots))
                     if mends:
                         index.flush()
         for bucket, namespace in usage.end_recount(corrects=mends):
@@ -121,10 +121,10 @@ async def _check(directory: Path, reader: GentleReader, *, mends: bool) -> Findi
 
 
 async def _walk(
-    walker: Walker, number: int, reader: GentleReader, found: Findings, slots: asyncio.Semaphore
+    walker: Walker, step: int, reader: GentleReader, found: Findings, slots: asyncio.Semaphore
 ) -> None:
     try:
-        more = await walker.walk(number, reader.look, is_deep=True)
+        more = await walker.walk(step, reader.look, is_deep=True)
         found += more
     finally:
         slots.release()

@@ -127,6 +127,9 @@ class Ledger(Protocol):
     def lost(self) -> None:
         """Rows may have been lost."""
 
+    def begin_anew(self, rows: Iterable[Row]) -> None:
+        """All are lost, but for ``rows``."""
+
 
 class Index:
     """The connection and the changes on their way to it. Owned by one thread after construction."""
@@ -258,6 +261,8 @@ class Index:
         log.warning("%s was made anew; its rows come back from the files", self.path)
         self._is_broken = False
         self._tombstone_count = 0
+        if self.ledger is not None:
+            self.ledger.begin_anew(row for row in self._pending.values() if row is not None)
         return True
 
     # -- changing --------------------------------------------------------------------------

@@ -13,12 +13,13 @@ change has done the rest.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Final, NamedTuple, Self
@@ -43,10 +44,11 @@ from simplecache.store.usage import Usage
 
 log = logging.getLogger(__name__)
 
-DIRECTORIES: Final = 1 << 12
+STEPS: Final = 1 << 8
+"""A walk goes through the shard's 4,096 directories by sixteen at a time."""
 SLICE_MAX: Final = 1024
-"""Entries compared by one job of the writer thread: a few milliseconds. Larger directories are cut
-into sixteen slices."""
+"""Entries compared by one job of the writer thread: a few milliseconds. What is larger is cut into
+sixteen slices, and again."""
 CHUNK_ENTRIES: Final = 32
 CHUNK_BYTES: Final = 64 << 20
 """Files looked at, and settled, together."""
@@ -149,11 +151,11 @@ class Walker:
         self._usage = usage
         self._hands = hands
 
-    async def walk(self, number: int, look: Look, *, is_deep: bool) -> Findings:
-        """Compare directory ``number``.
+    async def walk(self, step: int, look: Look, *, is_deep: bool) -> Findings:
+        """Compare the directories of one step.
 
         Args:
-            number: of ``DIRECTORIES``.
+            step: of ``STEPS``.
             look: at a file.
             is_deep: at every file; otherwise only where row and file seem to differ.
 
@@ -162,46 +164,46 @@ class Walker:
         """
         found = Findings()
         hands = self._hands
-        files = await hands.read(partial(self._list, f"{number:03x}", found))
-        for first, last in _slices(number, len(files or ())):
-            part = files
-            if files and last - first < 15:
-                part = {i: s for i, s in files.items() if first <= i[0] << 8 | i[1] <= last}
+        files = await hands.read(partial(self._list_all, step, found))
+        for first, last in _slices(step, files):
+            part = {ident: s for ident, s in files.items() if first <= _slot(ident) <= last}
             suspects, lost = await hands.change(partial(self._compare, first, last, part))
             for idents in _chunks(lost, {}):
                 await hands.change(partial(self._settle_lost, idents, found))
-            wanted = list(part or ()) if is_deep else suspects
-            for idents in _chunks(wanted, part or {}):
+            for idents in _chunks(list(part) if is_deep else suspects, part):
                 facts = await hands.read(partial(self._look, look, idents, part))
                 await hands.change(partial(self._settle, facts, found))
         return found
 
     # -- reading ---------------------------------------------------------------------------
 
-    def _list(self, prefix: str, found: Findings) -> dict[bytes, os.stat_result] | None:
-        """Each object file's status by id; None: the directory cannot be read."""
-        directory = f"{self._objects}/{prefix}"
+    def _list_all(self, step: int, found: Findings) -> dict[bytes, os.stat_result]:
+        """Each object file's status by id."""
         files: dict[bytes, os.stat_result] = {}
-        try:
-            with os.scandir(directory) as entries:
-                for entry in entries:
-                    if _NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                        ident = bytes.fromhex(prefix + entry.name)
-                        try:
-                            files[ident] = entry.stat(follow_symlinks=False)
-                        except FileNotFoundError:
-                            continue
-                    else:
-                        self.take_stray(entry.path, found)
-        except FileNotFoundError:
-            return {}
-        except NotADirectoryError:
-            self.take_stray(directory, found)
-            return {}
-        except OSError as error:
-            found.note("unreadable", f"{directory}: {error.strerror}")
-            return None
+        for number in range(step << 4, (step + 1) << 4):
+            prefix = f"{number:03x}"
+            path = f"{self._objects}/{prefix}"
+            try:
+                self._list(path, prefix, files, found)
+            except FileNotFoundError:
+                continue
+            except NotADirectoryError:
+                self.take_stray(path, found)
+            except OSError as error:
+                found.note("unreadable", f"{path}: {error.strerror}")
         return files
+
+    def _list(
+        self, path: str, prefix: str, files: dict[bytes, os.stat_result], found: Findings
+    ) -> None:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if _NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                    with contextlib.suppress(FileNotFoundError):
+                        ident = bytes.fromhex(prefix + entry.name)
+                        files[ident] = entry.stat(follow_symlinks=False)
+                else:
+                    self.take_stray(entry.path, found)
 
     def take_stray(self, path: str, found: Findings) -> None:
         """Note, and remove, what is no object."""
@@ -235,13 +237,11 @@ class Walker:
     # -- settling, in the writer thread ----------------------------------------------------
 
     def _compare(
-        self, first: int, last: int, files: Mapping[bytes, os.stat_result] | None
+        self, first: int, last: int, files: Mapping[bytes, os.stat_result]
     ) -> tuple[list[bytes], list[bytes]]:
         """Ids of files that deserve a look, and of rows whose file was not listed."""
         rows = self._index.between(first, last)
         self._usage.count(first, last, rows.values())
-        if files is None:
-            return [], []
         suspects = []
         for ident, status in files.items():
             row = rows.pop(ident, None)
@@ -253,7 +253,7 @@ class Walker:
         for ident in idents:
             path = path_of(self._objects, ident)
             row = self._index.get(ident)
-            if row is None or os.path.lexists(path):
+            if row is None or not _is_gone(path):
                 continue
             found.note("without_file", f"{row.target!r} has a row and no file")
             if self._hands.mends:
@@ -307,9 +307,9 @@ async def reconcile(walker: Walker, usage: Usage, change: Change) -> Findings:
     """
     found = Findings()
     await change(usage.begin_recount)
-    for number in range(DIRECTORIES):
+    for step in range(STEPS):
         began = time.monotonic()
-        found += await walker.walk(number, look_at_prefix, is_deep=False)
+        found += await walker.walk(step, look_at_prefix, is_deep=False)
         await asyncio.sleep(min(0.1, time.monotonic() - began))
     found.wrong_figures += len(await change(usage.end_recount))
     return found
@@ -361,11 +361,28 @@ def _has_drifted(row: Row, old: Row) -> bool:
     return abs(row.disk - old.disk) > DRIFT_BYTES * (1 + row.size // DRIFT_PER)
 
 
-def _slices(number: int, count: int) -> list[tuple[int, int]]:
-    first = number << 4
-    if count <= SLICE_MAX:
-        return [(first, first + 15)]
-    return [(each, each) for each in range(first, first + 16)]
+def _is_gone(path: str) -> bool:
+    """For sure: a directory that cannot be read is no proof."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _slot(ident: bytes) -> int:
+    return ident[0] << 8 | ident[1]
+
+
+def _slices(step: int, files: Collection[bytes]) -> list[tuple[int, int]]:
+    """The step's range of ids by their first two bytes, cut so that no slice has too many files."""
+    first = step << 8
+    if len(files) <= SLICE_MAX:
+        return [(first, first + 255)]
+    width = 16 if len(files) <= 16 * SLICE_MAX else 1
+    return [(at, at + width - 1) for at in range(first, first + 256, width)]
 
 
 def _chunks(

@@ -28,7 +28,7 @@ from typing import Any, Final
 
 from simplecache.store.blobs import BLOCK_BYTES, Blob, Meta, block_count, open_blob
 from simplecache.store.index import Index, find_rot
-from simplecache.store.repair import DIRECTORIES, Findings, Hands, Walker
+from simplecache.store.repair import STEPS, Findings, Hands, Walker
 from simplecache.store.usage import Usage
 
 log = logging.getLogger(__name__)
@@ -69,37 +69,53 @@ class GentleReader:
             OSError: it is not there, or the disk failed.
         """
         blob, is_hot = self._open(path)
-        status = os.fstat(blob.fd)
+        file = _Pages(blob, self._nowait, is_hot=is_hot)
         for block in range(block_count(blob.size)):
-            blob.verify(block, partial(self._read, is_cold=not (is_hot or block)))
+            blob.verify(block, file.read)
             size = min(BLOCK_BYTES, blob.size - block * BLOCK_BYTES)
             self._pace(size, size if block else max(size, FILE_COST_BYTES))
-        if not is_hot and self._nowait:
-            os.posix_fadvise(blob.fd, 0, blob.body_at, os.POSIX_FADV_DONTNEED)
-        return blob.meta, status
+        file.give_back()
+        return blob.meta, os.fstat(blob.fd)
 
     def _open(self, path: str) -> tuple[Blob, bool]:
-        """The open file, and whether its beginning was in the page cache."""
-        try:
-            blob, is_hot = open_blob(path, None, self._nowait), True
-        except BlockingIOError:
-            blob, is_hot = open_blob(path, None), False
-        # The next block must not look hot because the kernel read ahead.
-        os.posix_fadvise(blob.fd, 0, 0, os.POSIX_FADV_RANDOM)
-        return blob, is_hot
+        """The open file, and whether its beginning was in the page cache.
 
-    def _read(self, fd: int, length: int, at: int, *, is_cold: bool = False) -> bytes | bytearray:
+        What the kernel reads ahead would look hot a moment later.
+        """
+        try:
+            return open_blob(path, None, self._nowait, reads_ahead=False), True
+        except BlockingIOError:
+            return open_blob(path, None, reads_ahead=False), False
+
+
+class _Pages:
+    """One file's pages: which were in the page cache before, and that the others leave it again."""
+
+    def __init__(self, blob: Blob, nowait: int, *, is_hot: bool) -> None:
+        self._blob = blob
+        self._nowait = nowait
+        self._is_hot = self._was_hot = is_hot
+        """Whether the page that is read next was there, and whether any was."""
+
+    def read(self, fd: int, length: int, at: int) -> bytes | bytearray:
+        """As ``os.pread``."""
         if not self._nowait:
             return os.pread(fd, length, at)
-        if not is_cold:
-            data = bytearray(length)
-            with contextlib.suppress(BlockingIOError):
-                if os.preadv(fd, (data,), at, self._nowait) == length:
-                    return data
+        data = bytearray(length)
+        with contextlib.suppress(BlockingIOError):
+            if self._is_hot and os.preadv(fd, (data,), at, self._nowait) == length:
+                self._was_hot = True
+                return data
+        self._is_hot = True  # that is to be seen of the next one
         cold = os.pread(fd, length, at)
         start = at - at % PAGE  # only whole pages are given back
         os.posix_fadvise(fd, start, at + length - start + PAGE, os.POSIX_FADV_DONTNEED)
         return cold
+
+    def give_back(self) -> None:
+        """A file of which nothing was there before leaves nothing behind."""
+        if self._nowait and not self._was_hot:
+            os.posix_fadvise(self._blob.fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 class Scrubber:
@@ -193,11 +209,11 @@ class Scrubber:
         if not first:
             await self._look_at_index(found)
             await self._change(self._usage.begin_recount)
-        for number in range(first, DIRECTORIES):
-            more = await self._walker.walk(number, self._reader.look, is_deep=True)
+        for step in range(first, STEPS):
+            more = await self._walker.walk(step, self._reader.look, is_deep=True)
             self.found += more
             found += more
-            await self._note(number + 1, found)
+            await self._note(step + 1, found)
             if self._wanted.is_set() and not self._is_check:
                 return
         if not first:
@@ -216,20 +232,20 @@ class Scrubber:
             await self._change(partial(self._index.doubt, rot, is_broken=True))
             await self._change(self._index.flush)
 
-    async def _note(self, number: int, found: Findings) -> None:
+    async def _note(self, step: int, found: Findings) -> None:
         """Write the place down now and then; 0: the round is over."""
         if self._is_check:
-            share = number / DIRECTORIES if number else 1.0
-            state = "running" if number else "done"
+            share = step / STEPS if step else 1.0
+            state = "running" if step else "done"
             self._check = {"state": state, "share": share, "found": asdict(found)}
-        if not number or time.monotonic() - self._noted_at > NOTE_EVERY_S:
+        if not step or time.monotonic() - self._noted_at > NOTE_EVERY_S:
             self._noted_at = time.monotonic()
-            place = number % DIRECTORIES
+            place = step % STEPS
             await self._change(partial(self._index.note, _PLACE, str(place)))
 
     def _place(self) -> int:
         text = self._index.noted(_PLACE)
-        return int(text) % DIRECTORIES if text.isdecimal() else 0
+        return int(text) % STEPS if text.isdecimal() else 0
 
     # -- in the thread ---------------------------------------------------------------------
 

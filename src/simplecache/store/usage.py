@@ -82,7 +82,7 @@ class Usage:
 
     def by_tenant(self) -> Mapping[Tenant, int]:
         """Allocated bytes of each tenant that has any."""
-        return {tenant: f[2] for tenant, f in list(self._ledger.tenants.items()) if f[2]}
+        return {tenant: f[2] for tenant, f in list(self._ledger.tenants.items()) if f[2] > 0}
 
     def snapshot(self) -> dict[Tenant, tuple[int, int, int]]:
         """Tenant -> (entries, body bytes, allocated bytes); empty tenants left out."""
@@ -103,9 +103,16 @@ class Usage:
         self._unsaved.clear()
 
     def lost(self) -> None:
-        """Rows were lost, or may have been: nothing is saved, and no recount is worth anything."""
-        self._unsaved.update(self._ledger.tenants)
+        """Rows were lost, or may have been: no recount is worth anything."""
         self._recount = None
+
+    def begin_anew(self, rows: Iterable[Row]) -> None:
+        """The database is empty: only ``rows`` are left, and nothing is saved."""
+        ledger = _Ledger()
+        for row in rows:
+            ledger.add(row, 1)
+        self._ledger, self._recount = ledger, None
+        self._unsaved = set(ledger.tenants)
 
     # -- counting again --------------------------------------------------------------------
 
