@@ -498,9 +498,10 @@ class TestFailingDisks:
         async def story():
             with monkeypatch.context() as patch:
                 patch.setattr(store._index, "between", between)
-                while "I/O error" not in caplog.text:
-                    await asyncio.sleep(0.01)
-                assert is_broken.is_set()
+                await asyncio.to_thread(is_broken.wait, 20)
+                await writer_idle(store, int)
+                await asyncio.sleep(0)
+                assert "I/O error" in caplog.text
                 assert not store.is_reconciled
                 assert await get(store, b"x") == b"body"
 
@@ -515,8 +516,7 @@ class TestFailingDisks:
         async def recover():
             with monkeypatch.context() as patch:
                 patch.setattr(store._index, "between", between)
-                while not is_broken.is_set():
-                    await asyncio.sleep(0.01)
+                await asyncio.to_thread(is_broken.wait, 20)
 
         stores.run(recover())
         stores.reconciled(store)
