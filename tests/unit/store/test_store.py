@@ -498,7 +498,7 @@ class TestFailingDisks:
         async def story():
             with monkeypatch.context() as patch:
                 patch.setattr(store._index, "between", between)
-                await asyncio.to_thread(is_broken.wait, 20)
+                assert await asyncio.to_thread(is_broken.wait, 20)
                 await writer_idle(store, int)
                 await asyncio.sleep(0)
                 assert "I/O error" in caplog.text
@@ -516,7 +516,7 @@ class TestFailingDisks:
         async def recover():
             with monkeypatch.context() as patch:
                 patch.setattr(store._index, "between", between)
-                await asyncio.to_thread(is_broken.wait, 20)
+                assert await asyncio.to_thread(is_broken.wait, 20)
 
         stores.run(recover())
         stores.reconciled(store)
