@@ -37,10 +37,13 @@ Route = Callable[[dict[str, str]], Answer | Awaitable[Answer]]
 
 
 class OpsServer:
-    """Answers GET and HEAD of a few paths."""
+    """Answers GET and HEAD of a few paths, and POST of fewer."""
 
-    def __init__(self, routes: Mapping[str, Route]) -> None:
+    def __init__(
+        self, routes: Mapping[str, Route], posts: Mapping[str, Route] | None = None
+    ) -> None:
         self._routes = {"/healthz": _alive, **routes}
+        self._posts = posts or {}
         self._connections = 0
 
     async def start(self, host: str, port: int) -> asyncio.Server:
@@ -73,9 +76,12 @@ class OpsServer:
         }
         if path not in self._routes:
             return _frame(Answer(404, b"not found\n"), method)
-        if method not in {"GET", "HEAD"}:
-            return _frame(Answer(405, b"only GET and HEAD\n"), method)
-        answer = self._routes[path](fields)
+        if method == "POST" and path in self._posts:
+            answer = self._posts[path](fields)
+        elif method in {"GET", "HEAD"}:
+            answer = self._routes[path](fields)
+        else:
+            return _frame(Answer(405, b"this method is not for this path\n"), method)
         return _frame(await answer if inspect.isawaitable(answer) else answer, method)
 
 

@@ -102,7 +102,7 @@ class TestStartsThatFail:
         node = make_node()
         node.data.mkdir()
         (node.data / "node.json").write_text("{")
-        self.fail(node, 3, "node.json", "not JSON")
+        self.fail(node, 3, "node.json", "not the mark of a node", "Expecting property name")
 
     def test_a_data_directory_that_is_a_file(self, make_node):
         node = make_node()

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from typing import Final
 
 from simplecache import __version__
-from simplecache.cli import control, objects, operate, serve, simulate, up
+from simplecache.cli import check, control, objects, operate, serve, simulate, up
 from simplecache.errors import InvalidConfig, InvalidName, SimpleCacheError
 
 GROUPS: Final = (
     ("Objects", (objects,)),
-    ("A cluster", (serve, control, operate)),
+    ("A cluster", (serve, control, operate, check)),
     ("One machine", (up, simulate)),
 )
 """Where subcommands are listed in the help, and the modules that bring them."""

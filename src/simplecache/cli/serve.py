@@ -59,6 +59,11 @@ def add_parsers(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         help="shards of this node (default: one per CPU, at least one per data directory); the "
         "data directories remember it",
     )  # fmt: skip
+    parser.add_argument(
+        "--reshard", action="store_true",
+        help="take another number of shards, or other data directories, than before; shards that "
+        "stay keep their entries. Give it once",
+    )  # fmt: skip
     add_flag(
         parser, "--listen", type=address, metavar="HOST:PORT", default="127.0.0.1:7400",
         help="the first shard's address; the port 0 lets the kernel choose",
@@ -108,6 +113,10 @@ def add_parsers(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         parser, "--fairness", choices=("on", "off"), default="on",
         help="whether namespaces that compete have equal parts of a shard's work; off: first "
         "come, first served",
+    )  # fmt: skip
+    add_flag(
+        parser, "--scrub-rate", metavar="SIZE", default="16Mi",
+        help="bytes per second that each shard reads in the background to find rot; 0: none",
     )  # fmt: skip
     add_flag(
         parser, "--max-object-size", metavar="SIZE", default="64Gi",
@@ -161,6 +170,8 @@ def run_serve(args: argparse.Namespace) -> int:
         object_max_bytes=parse_size(args.max_object_size, "--max-object-size"),
         capacity=parse_capacity(args.capacity),
         fairness=args.fairness == "on",
+        scrub_rate=0 if args.scrub_rate == "0" else parse_size(args.scrub_rate, "--scrub-rate"),
+        reshard=args.reshard,
         drain_delay_s=args.drain_delay,
         drain_grace_s=args.drain_grace,
     )
@@ -198,8 +209,13 @@ def _check(args: argparse.Namespace, shards: int, data: tuple[Path, ...]) -> Non
 
 
 def _announce(what: dict[str, Any]) -> None:
-    shards = ", ".join(join_address(*where) for where in what["listen"])
+    failures = what["failures"]
+    shards = ", ".join(
+        join_address(*where) for n, where in enumerate(what["listen"]) if n not in failures
+    )
     log.info("node %s serves on %s; ops on %s", what["node"], shards, join_address(*what["ops"]))
+    for number, reason in failures.items():
+        log.error("shard %d does not serve: %s", number, reason)
 
 
 def _announce_json(what: dict[str, Any]) -> None:

@@ -440,7 +440,9 @@ class Connection(asyncio.Protocol):
         blob, at, end = answer.blob, answer.start, answer.start + answer.length
         await self._drain()
         if self._dup < 0:
-            self._dup = os.dup(self._transport.get_extra_info("socket").fileno())
+            disk = self._server.handler.store.disk
+            fileno = self._transport.get_extra_info("socket").fileno()
+            self._dup = disk.despite_shortage(os.dup, fileno)
         blob.check_untouched()
         while at < end:
             block = at // BLOCK_BYTES

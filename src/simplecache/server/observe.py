@@ -6,9 +6,11 @@ them. Every metric is in the table, and a test holds docs/metrics.md to it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import Final
 
+from simplecache.errors import DiskError
 from simplecache.server.authenticate import Count
 from simplecache.server.serve import Server
 
@@ -31,6 +33,11 @@ METRICS: Final = {
     "scs_fair_waits_total": ("counter", "Requests that waited because another tenant was first."),
     "scs_fair_waiting": ("gauge", "Requests that wait for their tenant's turn."),
     "scs_corrupt_total": ("counter", "Entries dropped because their sums did not fit."),
+    "scs_disk_errors_total": ("counter", "System calls on the disk that failed, by error."),
+    "scs_probation": ("gauge", "1 while the disk is in doubt and the shard out of the ring."),
+    "scs_reconciling": ("gauge", "1 while files and index are being compared, after a crash."),
+    "scs_scrubbed_bytes_total": ("counter", "Body bytes that the scrubber read and checked."),
+    "scs_scrub_rounds_total": ("counter", "Rounds of the scrubber through all of the shard."),
     "scs_change_backlog": ("gauge", "Changes that wait for the writer thread or the index."),
     "scs_header_parses_total": ("counter", "Header blocks that were not in the memo."),
     "scs_shard_up": ("gauge", "1 for a shard that serves."),
@@ -48,7 +55,7 @@ Sample = Count
 def samples(server: Server) -> list[Sample]:
     """What one shard knows of itself."""
     handler, store = server.handler, server.handler.store
-    counters, level = handler.counters, store.level
+    counters = handler.counters
     found: list[Sample] = [
         ("scs_hits_total", {}, counters.hits + counters.hot_hits),
         ("scs_misses_total", {}, counters.misses + counters.hot_misses),
@@ -56,15 +63,25 @@ def samples(server: Server) -> list[Sample]:
         ("scs_put_bytes_total", {}, counters.put_bytes),
         ("scs_connections", {}, len(server.connections)),
         ("scs_uploads", {}, handler.uploads),
-        ("scs_used_bytes", {}, level.used),
-        ("scs_limit_bytes", {}, level.limit),
         ("scs_ring_share", {}, store.evictor.shares.ring_share),
         ("scs_not_admitted_total", {}, store.evictor.refused),
         ("scs_fair_waits_total", {}, handler.turns.fair.waited),
         ("scs_fair_waiting", {}, handler.turns.fair.waiting),
         ("scs_corrupt_total", {}, store.corrupt_found),
+        ("scs_probation", {}, int(store.disk.health.is_on_probation)),
+        ("scs_reconciling", {}, int(not store.is_reconciled)),
+        ("scs_scrubbed_bytes_total", {}, store.scrubber.scrubbed_bytes),
+        ("scs_scrub_rounds_total", {}, store.scrubber.rounds),
         ("scs_change_backlog", {}, store.backlog),
         ("scs_header_parses_total", {}, server.memo.misses),
+    ]
+    with contextlib.suppress(DiskError):
+        level = store.level
+        found.append(("scs_used_bytes", {}, level.used))
+        found.append(("scs_limit_bytes", {}, level.limit))
+    found += [
+        ("scs_disk_errors_total", {"error": error}, count)
+        for error, count in store.disk.health.errors.items()
     ]
     found += [
         ("scs_requests_total", {"verb": verb, "status": str(status)}, count)

@@ -19,7 +19,9 @@ class Server:
         self.limits = limits
         self.memo = HeaderMemo()
         self.connections: set[Connection] = set()
+        self.is_started = False
         self.is_ready = False
+        """Started, and the disk is not on probation: what ``/readyz`` says."""
         self.is_draining = False
         """Answers say ``Connection: close`` and ``/readyz`` says 503."""
         self.sockets: list[asyncio.Server] = []
@@ -41,7 +43,9 @@ class Server:
     def tick(self) -> None:
         """Once a second: the clock of every timeout."""
         self.handler.tick(time.time())
-        self.handler.store.tick()
+        store = self.handler.store
+        store.tick()
+        self.is_ready = self.is_started and not store.disk.health.is_on_probation
         for connection in tuple(self.connections):
             connection.tick()
 

@@ -54,6 +54,7 @@ class ShardSettings:
     object_max_bytes: int
     capacity_bytes: int
     fairness: bool
+    scrub_rate: int
     buckets: Any
     """The document of buckets and namespaces, as it was read from its file."""
     tokens: Any
@@ -79,7 +80,9 @@ class Shard:
             Path(settings.directory),
             object_max_bytes=settings.object_max_bytes,
             capacity_bytes=settings.capacity_bytes,
-            open_max=max(64, min(8192, files_max - limits.connections_max - 256)),
+            # A connection that sends a large body has two descriptors of its own.
+            open_max=max(64, min(8192, files_max - 2 * limits.connections_max - 256)),
+            scrub_rate=settings.scrub_rate,
         )
         handler = Handler(
             self._store,
@@ -91,12 +94,14 @@ class Shard:
         if settings.auth == "kubernetes":
             handler.answer_peer = self._authenticator.answer_peer  # type: ignore[attr-defined]
         self._server = Server(handler, limits)
+        self._told = ""
+        """Why the disk is on probation, as the supervisor was told."""
 
     async def run(self) -> None:
         """Serve until the supervisor says stop, or is gone."""
         await self._authenticator.start()
         port = await self._server.listen(self.settings.host, self.settings.port)
-        self._server.is_ready = True
+        self._server.is_started = self._server.is_ready = True
         gc.collect()
         sys.setswitchinterval(SWITCH_S)
         gc.freeze()  # what lives from here on is found without walking the modules again
@@ -112,6 +117,13 @@ class Shard:
         while True:
             await asyncio.sleep(1)
             self._server.tick()
+            disk = self._store.disk
+            if disk.health.why != self._told:
+                self._told = disk.health.why
+                self._channel.send({"probation": self._told})
+            if disk.is_displaced:
+                log.error("%s is not the directory that was opened: starting again", disk.directory)
+                self._channel.close()
 
     async def _obey(self) -> tuple[float, float]:
         """Do what the supervisor says; returns (delay, grace) of the stop, in seconds."""
@@ -124,6 +136,10 @@ class Shard:
                     return delay_s, grace_s
                 case {"do": "samples"}:
                     self._channel.answer(message, observe.samples(self._server))
+                case {"do": "check", "start": start}:
+                    scrubber = self._store.scrubber
+                    check = scrubber.start_check() if start else scrubber.check
+                    self._channel.answer(message, check)
                 case {"do": "configure", "buckets": buckets, "tokens": tokens}:
                     self._configure(buckets, tokens)
                 case _:

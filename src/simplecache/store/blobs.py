@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -41,6 +42,9 @@ BLOCK_BYTES: Final = 1 << 20
 """What is checked at once: large enough that a sum (8 bytes) costs nothing, small enough that the
 first byte of a large object is not late."""
 
+Read = Callable[[int, int, int], bytes | bytearray]
+"""As ``os.pread``: descriptor, length, offset."""
+
 _HEAD: Final = struct.Struct("<8sQ")
 _NUMBERS: Final = struct.Struct("<IHHHHQQQ16sQ")
 """body_at, target, namespace, type, encoding lengths, size, created_ms, expires_ms, etag, sum0."""
@@ -53,9 +57,19 @@ class Corrupt(Malformed):
     """The file's bytes are not what its sums or its name say: it must be dropped."""
 
 
+class Unreadable(Corrupt):
+    """The disk could not give the file's bytes: as good as corrupt, and told apart for people."""
+
+
 def blob_id(target: bytes) -> bytes:
     """16 bytes that name a target's file. The file repeats the target: a collision is a miss."""
     return blake2b(target, digest_size=16).digest()
+
+
+def path_of(objects: str, ident: bytes) -> str:
+    """Where the file of an id stands below ``objects``: 4,096 directories."""
+    name = ident.hex()
+    return f"{objects}/{name[:3]}/{name[3:]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,31 +239,36 @@ class Blob:
             return True
         return True
 
-    def verify(self, block: int) -> None:
+    def verify(self, block: int, read: Read = os.pread) -> None:
         """Read a block, which brings it into the page cache, and check it. Blocks on the disk.
+
+        Args:
+            block: its number.
+            read: what reads (descriptor, length, offset).
 
         Raises:
             Corrupt: it is not what its sum says.
         """
         if self._sums is None:
-            table = os.pread(self.fd, 8 * block_count(self.size), self.body_at + self.size)
+            table = read(self.fd, 8 * block_count(self.size), self.body_at + self.size)
             if len(table) != 8 * block_count(self.size):
                 raise Corrupt("the file is shorter than it says")
             self._sums = struct.unpack(f"<{len(table) // 8}Q", table)
         length = min(BLOCK_BYTES, self.size - block * BLOCK_BYTES)
-        data = os.pread(self.fd, length, self.body_at + block * BLOCK_BYTES)
+        data = read(self.fd, length, self.body_at + block * BLOCK_BYTES)
         if len(data) != length or xxh3_64_intdigest(data) != self._sums[block]:
             raise Corrupt(f"block {block} of the body does not match its sum")
         self.verified[block] = 1
 
 
-def open_blob(path: str, target: bytes | None, flags: int = 0) -> Blob:
+def open_blob(path: str, target: bytes | None, flags: int = 0, *, reads_ahead: bool = True) -> Blob:
     """Open and check a file's prefix. ``target`` None takes whatever name the file bears.
 
     Args:
         path: the file.
         target: the name that it must bear.
         flags: ``os.RWF_NOWAIT`` to take the prefix from the page cache only.
+        reads_ahead: the kernel may bring in more than is asked for.
 
     Raises:
         FileNotFoundError: there is none.
@@ -259,6 +278,8 @@ def open_blob(path: str, target: bytes | None, flags: int = 0) -> Blob:
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
+        if not reads_ahead:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
         status = os.fstat(fd)
         prefix = bytearray(min(PREFIX_MAX_BYTES, status.st_size))
         if os.preadv(fd, (prefix,), 0, flags) != len(prefix):

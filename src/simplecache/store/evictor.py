@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 STEP: Final = 8
 """Entries taken at one look: fewer looks for the same room, and still a short step."""
 
-Remove = Callable[[Row, str, str], None]
-"""(row, rule, in whose favour) -> the entry is gone."""
+Remove = Callable[[Row, str, str], bool]
+"""(row, rule, in whose favour) -> whether the entry is gone: a disk that fails keeps it."""
 
 
 class Evictor:
@@ -97,18 +97,14 @@ class Evictor:
         if not self._index.flush():
             return False
         rows = self._index.expired(now_s, STEP)
-        for row in rows:
-            self._let_go(row, "expired", "")
-        return len(rows) == STEP
+        return sum(self._let_go(row, "expired", "") for row in rows) == STEP
 
     def purge(self, bucket: str, prefix: bytes) -> int:
         """Let a few entries of a bucket go whose target begins with ``prefix``; how many."""
         if not self._index.flush():
             return 0
         rows = self._index.with_target_prefix(bucket, prefix, 16 * STEP)
-        for row in rows:
-            self._let_go(row, "purged", "")
-        return len(rows)
+        return sum(self._let_go(row, "purged", "") for row in rows)
 
     def _take(self, giver: Giver, asking: str, excess: int) -> bool:
         residents = SqlResidents(self._index, self._usage, giver.tenant)
@@ -116,18 +112,20 @@ class Evictor:
         rule = giver.rule if giver.rule != "capacity" else f"{policy.name}: {policy.rule}"
         freed = 0
         for entry in policy.victims(residents, STEP):
-            self._let_go(residents.rows[entry.id], rule, asking)
-            freed += entry.disk
+            if self._let_go(residents.rows[entry.id], rule, asking):
+                freed += entry.disk
             if freed >= excess > 0:
                 break
         if not freed:
-            log.error("tenant %s has bytes but no entries to let go", giver.tenant)
+            log.error("tenant %s has bytes but nothing of it can be let go", giver.tenant)
         return freed > 0
 
-    def _let_go(self, row: Row, rule: str, favour: str) -> None:
-        self._remove(row, rule, favour)
+    def _let_go(self, row: Row, rule: str, favour: str) -> bool:
+        if not self._remove(row, rule, favour):
+            return False
         short = rule.partition(":")[0]
         self.evicted[short] = self.evicted.get(short, 0) + 1
+        return True
 
     def _policy(self, tenant: Tenant) -> Policy:
         bucket = self.shares.buckets.get(tenant[0])

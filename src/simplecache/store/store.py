@@ -11,42 +11,55 @@ Invariants:
    the target first, and a slow open that began before a change is not cached.
 4. kill -9 at any point leaves at most a temporary file (removed at start) or a file without its
    row (found by ``repair.py``).
+5. A disk that fails costs the entries that it hits, and never a wrong answer (``health.py``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import itertools
 import logging
 import os
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from simplecache.errors import DataDirError, DiskError, DiskFull, TooLarge
+from simplecache.errors import DiskError, DiskFull, TooLarge
 from simplecache.model import Bucket, Key
-from simplecache.store.blobs import Blob, BlobWriter, Corrupt, Meta, blob_id, open_blob
+from simplecache.store.blobs import (
+    Blob,
+    BlobWriter,
+    Corrupt,
+    Meta,
+    Unreadable,
+    blob_id,
+    open_blob,
+    path_of,
+)
 from simplecache.store.capacity import Level
+from simplecache.store.clock import steady
+from simplecache.store.directory import overhead
+from simplecache.store.disk import Disk
 from simplecache.store.evictor import Evictor
+from simplecache.store.health import is_shortage
 from simplecache.store.index import Index, Row, Tombstone
 from simplecache.store.notes import Notes, target_hash
-from simplecache.store.repair import reconcile, row_of
-from simplecache.store.upload import Condition, Upload, translate
+from simplecache.store.opened import OpenBlobs
+from simplecache.store.repair import Hands, Walker, reconcile, row_of
+from simplecache.store.scrub import Scrubber
+from simplecache.store.upload import Condition, Upload
 from simplecache.store.usage import Usage
+from simplecache.store.why import tell
 from simplecache.store.writer import Writer
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-READ_THREADS: Final = 8
-"""Cold reads at the same time: enough for an NVMe's queue, few enough for memory."""
 NOTES_MAX: Final = 512
 """Accesses worked off at once: a fraction of a millisecond."""
 NOTES_WAITING_MAX: Final = 1 << 17
@@ -59,18 +72,21 @@ OVERHEAD_S: Final = 30.0
 """How often directories and index are measured."""
 BLOCK: Final = 4096
 """File systems allocate in pieces of this size."""
+DOUBT_RETRY_S: Final = 2.0
+"""Between two attempts to make rows and files agree, when the index failed meanwhile."""
 
 
 class Store:
     """One directory of objects. Made and used on one event loop."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a shard is told of its storage
         self,
         directory: Path,
         *,
         object_max_bytes: int = 64 << 30,
         capacity_bytes: int = 1 << 62,
         open_max: int = 8192,
+        scrub_rate: int = 0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Lock and open ``directory``; remove what a crash left.
@@ -81,6 +97,7 @@ class Store:
             capacity_bytes: what all entries, directories and the index may take; the file
                 system's free space is a limit anyway.
             open_max: object files kept open.
+            scrub_rate: bytes per second that the scrubber reads; 0: only when a check is asked for.
             clock: seconds since the Unix epoch.
 
         Raises:
@@ -99,26 +116,34 @@ class Store:
         """Targets that were asked for since the notes were last brought up to date."""
         self.now_ms = 0
         """The time at the last tick: what expiry is measured by."""
-        self._clock = clock
-        self._open_max = open_max
-        self._open: dict[bytes, Blob] = {}
-        self._changes = 0
+        self._clock = steady(clock)
+        self._open = OpenBlobs(open_max)
         self._temp_names = itertools.count()
         self._objects = str(directory / "objects")
         self._temp = directory / "tmp"
-        self._lock_fd = _prepare(directory)
-        index = Index(directory / "index.db")
+        self.disk = Disk(directory, self._open.close_some)
+        self.in_thread = self.disk.in_thread
+        try:
+            index = Index(directory / "index.db")
+            self._overhead = overhead(directory)
+        except BaseException:
+            self.disk.close()
+            raise
         self.usage = Usage(index.usage())
+        index.ledger = self.usage
+        index.is_clean |= not self.usage.entries and not os.listdir(self._objects)
         self._index = index
         self.notes = Notes()
         self.evictor = Evictor(index, self.usage, self.notes, self._evict)
         self._loop = asyncio.get_running_loop()
-        self._writer = Writer(index, self._loop, lambda: index.close(self.usage.rows()))
-        self._readers = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="reader")
-        self._nowait = os.RWF_NOWAIT if _has_nowait(self._temp) else 0
-        self._repair = None if index.is_clean else self._loop.create_task(self._reconcile())
+        self._writer = Writer(index, self._loop, index.close)
+        hands = Hands(self.disk.in_readers, self._writer.run, self._drop_rotten)
+        self._walker = Walker(self._objects, index, self.usage, hands)
+        self.scrubber = Scrubber(
+            self._objects, index, self.usage, hands, nowait=self.disk.nowait, rate=scrub_rate
+        )
+        self._repair: asyncio.Task[None] | None = None
         self._evicting: asyncio.Task[None] | None = None
-        self._overhead = _overhead(directory)
         self._overhead_at = time.monotonic()
         self._share_said = 0
         self.is_configured = False
@@ -126,6 +151,7 @@ class Store:
         self.is_full = False
         """At the last tick: an object of usual size takes another's place, or is not stored."""
         self.tick()
+        self._scrubbing = self._loop.create_task(self._scrub())
 
     # -- managing --------------------------------------------------------------------------
 
@@ -150,8 +176,12 @@ class Store:
 
     @property
     def level(self) -> Level:
-        """How full the shard is."""
-        status = os.statvfs(self._temp)
+        """How full the shard is.
+
+        Raises:
+            DiskError: the disk failed.
+        """
+        status = self.disk.translate(os.statvfs, self._temp)
         return Level(
             used=self.usage.total_disk + self._overhead,
             announced=self.announced_bytes,
@@ -164,12 +194,16 @@ class Store:
         """Once a second: the time, the notes, and room ahead of need."""
         self.now_ms = int(self._clock() * 1000)
         self.take_notes()
-        with contextlib.suppress(OSError):
+        self._open.regain()
+        if not self._index.is_clean and self.is_reconciled:
+            self._repair = self._loop.create_task(self._reconcile())
+        self.disk.tick()
+        with contextlib.suppress(DiskError):
             usual = self.usage.total_disk // max(1, self.usage.entries) + 2 * BLOCK
             self.is_full = not self.level.is_open(usual)
         if time.monotonic() - self._overhead_at > OVERHEAD_S:
             self._overhead_at = time.monotonic()
-            self._readers.submit(self._measure)
+            self.disk.readers.submit(self._measure)
         self._nudge()
 
     def take_notes(self) -> None:
@@ -189,10 +223,8 @@ class Store:
         """
         if (length or 0) > self.object_max_bytes:
             raise TooLarge(f"the object has more than {self.object_max_bytes} bytes")
-        try:
-            level = self.level
-        except OSError as error:
-            raise DiskError(f"the disk failed: {error.strerror}") from error
+        self.disk.refuse_on_probation()
+        level = self.level
         disk = (length or 0) + 2 * BLOCK
         quota = self.evictor.shares.quota(key.bucket)
         if disk > (level.limit if quota is None else min(quota, level.limit)):
@@ -239,7 +271,7 @@ class Store:
         while True:
             try:
                 level = self.level
-            except OSError:
+            except DiskError:
                 return
             excess = level.excess() if level.is_high else 0
             step = partial(self.evictor.step, excess)
@@ -248,7 +280,8 @@ class Store:
                 return
 
     def _measure(self) -> None:
-        self._overhead = _overhead(self.directory)
+        with contextlib.suppress(OSError):
+            self._overhead = overhead(self.directory)
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -261,7 +294,7 @@ class Store:
         blob = self._open.get(target)
         if blob is None:
             try:
-                blob = open_blob(self._path(target), target, self._nowait)
+                blob = open_blob(self._path(target), target, self.disk.nowait)
             except FileNotFoundError:
                 return None
             except Corrupt as error:
@@ -271,18 +304,18 @@ class Store:
                 OSError
             ) as error:  # a failing disk, no descriptors: the slow way knows what to do
                 raise BlockingIOError from error
-            self._remember(target, blob)
+            self._open.remember(target, blob)
         if blob.expires_ms and blob.expires_ms <= self.now_ms:
             return None
         return blob
 
     async def find(self, target: bytes) -> Blob | None:
-        """As :meth:`find_now`, waiting for the disk in a thread.
+        """As :meth:`find_now`, waiting for the disk in a thread. What it cannot read is a miss.
 
         Raises:
-            DiskError: the disk failed.
+            Overloaded: the process has no descriptor left.
         """
-        changes = self._changes
+        changes = self._open.changes
         try:
             blob = await self.in_thread(open_blob, self._path(target), target)
         except FileNotFoundError:
@@ -290,18 +323,9 @@ class Store:
         except Corrupt as error:
             self.drop(target, error)
             return None
-        if changes == self._changes:
-            self._remember(target, blob)
+        if changes == self._open.changes:
+            self._open.remember(target, blob)
         return None if 0 < blob.expires_ms <= self.now_ms else blob
-
-    async def in_thread(self, function: Callable[..., T], *args: Any) -> T:
-        """Run a blocking read in a reader thread; a failing disk is a DiskError."""
-        try:
-            return await self._loop.run_in_executor(self._readers, function, *args)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise DiskError(f"the disk failed: {error.strerror}") from error
 
     def drop(self, target: bytes, why: Corrupt, blob: Blob | None = None) -> None:
         """Remove an entry whose bytes are not to be trusted, unless it was replaced since.
@@ -314,9 +338,10 @@ class Store:
         self.corrupt_found += 1
         log.error("dropping %r: %s", target, why)
         if blob is None or self._open.get(target) is blob:
-            self._forget(target)
+            self._open.forget(target)
         inode = os.fstat(blob.fd).st_ino if blob is not None else None
-        self._writer.post(lambda: self._drop(target, inode))
+        rule = "unreadable" if isinstance(why, Unreadable) else "corrupt"
+        self._writer.post(partial(self._drop, target, inode, rule))
 
     # -- writing ---------------------------------------------------------------------------
 
@@ -347,7 +372,9 @@ class Store:
         Raises:
             TooLarge: above the limit for one object.
             DiskFull: there is no room.
+            DiskError: the disk failed, or is on probation.
         """
+        self.disk.refuse_on_probation()
         now_ms = int(self._clock() * 1000)
         meta = Meta(
             key.target, 0, now_ms, b"", namespace, content_type, content_encoding,
@@ -359,7 +386,7 @@ class Store:
 
     async def delete(self, target: bytes) -> bool:
         """Remove an entry; False when there was none."""
-        return await self._change(target, lambda: translate(self._delete, target))
+        return await self._change(target, lambda: self.disk.translate(self._delete, target))
 
     async def meta(self, target: bytes) -> Meta | None:
         """What is there under ``target``, for a condition that is checked before the body."""
@@ -376,37 +403,24 @@ class Store:
 
     @property
     def is_reconciled(self) -> bool:
-        """Whether rows and files are known to match (after a crash it takes a while)."""
-        return self._index.is_clean and (self._repair is None or self._repair.done())
+        """Whether nothing is being done to make rows and files match (after a crash)."""
+        return _is_over(self._repair)
 
     async def close(self) -> None:
         """Finish what was posted and mark the index clean. Uploads must have ended."""
-        if self._repair is not None and not self._repair.done():
-            self._repair.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._repair
-            self._index.is_clean = False
-        if self._evicting is not None:
-            self._evicting.cancel()
+        await self.scrubber.stop()
+        tasks = [t for t in (self._repair, self._evicting, self._scrubbing) if t is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._loop.run_in_executor(None, self._writer.stop)
-        self._readers.shutdown()
         self._open.clear()
-        os.close(self._lock_fd)
+        self.disk.close()
 
     # -- inside ----------------------------------------------------------------------------
 
     def _path(self, target: bytes) -> str:
-        name = blob_id(target).hex()
-        return f"{self._objects}/{name[:3]}/{name[3:]}"
-
-    def _remember(self, target: bytes, blob: Blob) -> None:
-        if len(self._open) >= self._open_max:
-            del self._open[next(iter(self._open))]
-        self._open[target] = blob
-
-    def _forget(self, target: bytes) -> None:
-        self._changes += 1
-        self._open.pop(target, None)
+        return path_of(self._objects, blob_id(target))
 
     async def _change(self, target: bytes, function: Callable[[], T]) -> T:
         """Let the writer thread change ``target``, and forget the old version when it has.
@@ -415,21 +429,32 @@ class Store:
         would be too early, and a reader in between would keep the old version open for ever.
         """
         change = self._writer.run(function)
-        change.add_done_callback(lambda _: self._forget(target))  # before anyone hears of it
+        change.add_done_callback(lambda _: self._open.forget(target))  # before anyone hears of it
         return await asyncio.shield(change)
 
     async def _reconcile(self) -> None:
-        started = time.monotonic()
-        try:
-            found, lost = await reconcile(self._objects, self._writer, self._index, self.usage)
-        except (OSError, sqlite3.Error) as error:
-            log.error("%s: %s; reconciled at the next start", self.directory, error)
-            return
-        log.info(
-            "%s: index reconciled in %.1f s: %d rows added, %d removed",
-            self.directory, time.monotonic() - started, found, lost,
-        )  # fmt: skip
-        self._index.is_clean = True
+        """Make rows and files agree, until there is no doubt left."""
+        is_trusted = False
+        while not is_trusted:
+            began, doubts = time.monotonic(), self._index.doubts
+            try:
+                found = await reconcile(self._walker, self.usage, self._writer.run)
+            except sqlite3.Error as error:
+                log.warning("%s: index not reconciled yet: %s", self.directory, error)
+            else:
+                log.info(
+                    "%s: index reconciled in %.1f s: %d rows added, %d corrected, %d removed",
+                    self.directory, time.monotonic() - began,
+                    found.without_row, found.wrong_rows, found.without_file,
+                )  # fmt: skip
+                is_trusted = await self._writer.run(partial(self._trust, doubts))
+            if not is_trusted:
+                await asyncio.sleep(DOUBT_RETRY_S)
+
+    async def _scrub(self) -> None:
+        if self._repair is not None:
+            await asyncio.wait([self._repair])
+        await self.scrubber.run()
 
     # The rest runs in the writer thread.
 
@@ -446,49 +471,77 @@ class Store:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             os.rename(writer.path, path)
         queue = self.evictor.arrived((key.bucket, meta.namespace), target_hash(meta.target))
-        row = row_of(key.bucket, meta, status, self._index, queue)
+        row = row_of(key.bucket, meta, status, queue=queue, seq=self._index.next_seq())
         self.usage.replace(self._index.get(row.id), row)
         self._index.put(row)
         return meta
 
+    def _trust(self, doubts: int) -> bool:
+        """Rows and files agree, unless rows were lost since there were so many doubts."""
+        self._index.is_clean = self._index.doubts == doubts
+        return self._index.is_clean
+
     def _delete(self, target: bytes) -> bool:
-        existed = self._unlink(target)
+        ident = blob_id(target)
+        existed = self._unlink(ident)
         if existed:
-            self._bury(blob_id(target), "deleted", "")
+            self._bury(ident, "deleted", "")
         return existed
 
-    def _unlink(self, target: bytes) -> bool:
+    def _unlink(self, ident: bytes) -> bool:
         try:
-            os.unlink(self._path(target))
+            os.unlink(path_of(self._objects, ident))
         except FileNotFoundError:
             existed = False
         else:
             existed = True
-        ident = blob_id(target)
         self.usage.replace(self._index.get(ident), None)
         self._index.delete(ident)
         return existed
 
-    def _drop(self, target: bytes, inode: int | None) -> None:
+    def _drop(self, target: bytes, inode: int | None, rule: str) -> None:
         path = self._path(target)
-        with contextlib.suppress(FileNotFoundError):
+        try:
             if inode is None:  # it could not be opened: see whether that is still so
                 with contextlib.suppress(Corrupt):
                     open_blob(path, target)
                     return
             elif os.stat(path).st_ino != inode:
                 return
-        if self._unlink(target):
-            self._bury(blob_id(target), "corrupt", "")
-
-    def _evict(self, row: Row, rule: str, favour: str) -> None:
-        try:
-            self._unlink(row.target)
-        except OSError as error:  # it stays, and so does its row; another goes in its stead
-            log.error("%r cannot be removed: %s", row.target, error)
+        except FileNotFoundError:
             return
+        except OSError as error:
+            if is_shortage(error):
+                return
+        try:
+            if self._unlink(blob_id(target)):
+                self._bury(blob_id(target), rule, "")
+        except OSError as error:
+            log.error("%r cannot be removed: %s", target, error.strerror)
+            self.disk.note(error)
+
+    def _drop_rotten(self, ident: bytes, rule: str) -> None:
+        """What a walk found: the loop may have the file open, and must count it."""
+        row = self._index.get(ident)
+        self._unlink(ident)
+        self._bury(ident, rule, "")
+        self._loop.call_soon_threadsafe(self._note_rotten, row and row.target)
+
+    def _note_rotten(self, target: bytes | None) -> None:
+        self.corrupt_found += 1
+        if target is not None:
+            self._open.forget(target)
+
+    def _evict(self, row: Row, rule: str, favour: str) -> bool:
+        try:
+            self._unlink(row.id)
+        except OSError as error:  # it stays, and so does its row
+            log.error("%r cannot be removed: %s", row.target, error.strerror)
+            self.disk.note(error)
+            return False
         self._bury(row.id, rule, favour)
-        self._loop.call_soon_threadsafe(self._forget, row.target)
+        self._loop.call_soon_threadsafe(self._open.forget, row.target)
+        return True
 
     def _bury(self, ident: bytes, rule: str, favour: str) -> None:
         self._index.bury(Tombstone(ident, int(self._clock()), rule, favour))
@@ -504,94 +557,15 @@ class Store:
 
     def _why(self, key: Key) -> str:
         ident = blob_id(key.target)
-        row = self._index.get(ident)
-        now_s = int(self._clock())
-        if row is not None and not 0 < row.expires_s <= now_s:
-            who = f'namespace "{row.namespace}"' if row.namespace else "an anonymous caller"
-            return f"it is here: {row.size} bytes, put {_ago(now_s - row.created_s)} ago by {who}"
-        if row is not None:
-            return f"it expired {_ago(now_s - row.expires_s)} ago"
-        grave = self._index.tombstone(ident)
-        if grave is None:
-            return "it was never put here, or so long ago that nobody remembers"
-        favour = f', in favour of bucket "{grave.favour}"' if grave.favour else ""
-        ended = {
-            "deleted": "it was deleted",
-            "purged": "it was purged",
-            "corrupt": "its bytes did not match their sums, so it was dropped,",
-            "expired": "it expired",
-            "removed": "its bucket was removed from the configuration",
-            "quota": "it was evicted because its bucket was above its quota",
-            "not admitted": "it was put but not kept, for the shard is full and what is there is "
-            "wanted more;",
-        }.get(grave.rule, f"it was evicted ({grave.rule})")
-        return f"{ended} {_ago(now_s - grave.at_s)} ago{favour}"
+        return tell(self._index.get(ident), self._index.tombstone(ident), int(self._clock()))
 
 
 def _present(path: str, target: bytes) -> Meta | None:
     try:
         return open_blob(path, target).meta
-    except (FileNotFoundError, Corrupt):
+    except (OSError, Corrupt):  # what cannot be read is not there
         return None
 
 
-def _prepare(directory: Path) -> int:
-    """Make and lock the directories, clear the temporary one; returns the lock's descriptor."""
-    try:
-        for part in ("objects", "tmp"):
-            (directory / part).mkdir(parents=True, exist_ok=True)
-        lock_fd = os.open(directory / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    except OSError as error:
-        raise DataDirError(f"{directory}: {error.strerror}") from error
-    try:
-        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock_fd)
-        raise DataDirError(f"{directory}: in use by another process") from error
-    for leftover in (directory / "tmp").iterdir():
-        leftover.unlink()
-    return lock_fd
-
-
-def _has_nowait(directory: Path) -> bool:
-    """Whether the file system knows RWF_NOWAIT (memory file systems of older kernels do not)."""
-    probe = directory / "probe"
-    fd = os.open(probe, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    try:
-        os.pwrite(fd, b"x", 0)
-        os.preadv(fd, (bytearray(1),), 0, os.RWF_NOWAIT)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
-        probe.unlink()
-    return True
-
-
-def _overhead(directory: Path) -> int:
-    """Allocated bytes of a shard's directory that belong to no entry: directories and index."""
-    total = 0
-    for path in (directory, directory / "tmp", directory / "objects"):
-        total += os.stat(path).st_blocks * 512
-        with os.scandir(path) as entries:
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):
-                    if path.name != "tmp":
-                        total += _blocks(entry, is_counted=path.name == "objects")
-    return total
-
-
-def _blocks(entry: os.DirEntry[str], *, is_counted: bool) -> int:
-    """A directory below ``objects`` counts itself; the others are counted by their own turn."""
-    if entry.is_dir() and not is_counted:
-        return 0
-    return entry.stat().st_blocks * 512
-
-
-def _ago(seconds: int) -> str:
-    for unit, length in (("day", 86_400), ("hour", 3600), ("minute", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds // length} {unit}s"
-    return f"{max(0, seconds)} s"
+def _is_over(task: asyncio.Task[None] | None) -> bool:
+    return task is None or task.done()

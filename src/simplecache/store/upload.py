@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import hmac
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
-from simplecache.errors import DigestMismatch, DiskError, DiskFull, PreconditionFailed, TooLarge
+from simplecache.errors import DigestMismatch, DiskFull, PreconditionFailed, TooLarge
 from simplecache.model import Key
 from simplecache.store.blobs import BlobWriter, Meta
 
 if TYPE_CHECKING:
     from simplecache.store.store import Store
 
-T = TypeVar("T")
-A = TypeVar("A")
-
 CHUNK_BYTES: Final = 1 << 20
 """An upload's bytes are handed to the disk in pieces of this size; smaller bodies in one."""
-
-_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +81,7 @@ class Upload:
             raise TooLarge(f"the object has more than {store.object_max_bytes} bytes")
         more = size - self._announced
         if more > 0:
-            try:
-                has_room = store.level.has_room(more)
-            except OSError as error:
-                raise DiskError(f"the disk failed: {error.strerror}") from error
-            if not has_room:
+            if not store.level.has_room(more):
                 raise DiskFull(f"no room for {size} bytes on this shard")
             store.announced_bytes += more
             store.reserved_bytes += more
@@ -126,7 +116,9 @@ class Upload:
         data = self._take()
         self._is_handed_over = True
         try:
-            return await store._change(self._meta.target, lambda: translate(self._finish, data))
+            return await store._change(
+                self._meta.target, lambda: store.disk.translate(self._finish, data)
+            )
         finally:
             self._end()
 
@@ -137,13 +129,14 @@ class Upload:
         if not self._is_handed_over:
             with contextlib.suppress(Exception):
                 await self._settle()
-            if self._writer is not None:
-                await self._store.in_thread(self._writer.discard)
+            with contextlib.suppress(Exception):  # on a disk that failed: the next start removes it
+                if self._writer is not None:
+                    await self._store.in_thread(self._writer.discard)
 
     def _start_writing(self) -> None:
         self._unsettled = len(self._buffer)
         self._writing = self._store._loop.run_in_executor(
-            self._store._readers, translate, self._write, self._take()
+            self._store.disk.readers, self._store.disk.translate, self._write, self._take()
         )
 
     async def _settle(self) -> None:
@@ -173,7 +166,8 @@ class Upload:
         if self._writer is None:
             store = self._store
             name = f"{os.getpid()}-{next(store._temp_names)}"
-            self._writer = BlobWriter(store._temp / name, self._meta)
+            path = store._temp / name
+            self._writer = store.disk.despite_shortage(BlobWriter, path, self._meta)
         self._writer.write(data)
         for digest, _ in self._digests:
             digest.update(data)
@@ -196,13 +190,3 @@ class Upload:
             if self._writer is not None:
                 self._writer.discard()
             raise
-
-
-def translate(function: Callable[[A], T], argument: A) -> T:
-    """Call, with the system's errors as ours."""
-    try:
-        return function(argument)
-    except OSError as error:
-        if error.errno in _FULL:
-            raise DiskFull(f"no room for the object: {error.strerror}") from error
-        raise DiskError(f"the disk failed: {error.strerror}") from error

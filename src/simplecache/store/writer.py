@@ -73,9 +73,15 @@ class Writer:
             if awaited and not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(_resolve, awaited)
             if time.monotonic() >= flush_at:
-                flushed = self._index.flush()
-                flush_at = time.monotonic() + (FLUSH_S if flushed else 4 * FLUSH_S)
+                flush_at = time.monotonic() + (FLUSH_S if self._flush() else 4 * FLUSH_S)
         self._close()
+
+    def _flush(self) -> bool:
+        try:
+            return self._index.flush()
+        except Exception:  # the thread must live, or no PUT is ever answered again
+            log.exception("the index cannot be written")
+            return False
 
     def _take(self, wait_s: float) -> list[_Job | None]:
         """The jobs that are there, at least one unless it takes longer than ``wait_s``."""

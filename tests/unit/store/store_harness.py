@@ -36,6 +36,13 @@ class Stores:
         self._open.remove(store)
         self.run(store.close())
 
+    def reconciled(self, store):
+        """Wait until rows and files agree. Nothing has to be done where nothing was ever stored."""
+        if store._repair is not None:
+            self.run(store._repair)
+        assert store.is_reconciled
+        assert store._index.is_clean
+
     def crash(self, store, image, **options):
         """Open what a kill -9 just now would have left, as another process would find it."""
         self.run(writer_idle(store, lambda: take_image(store.directory, image)))

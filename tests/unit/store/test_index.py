@@ -6,6 +6,7 @@ import pytest
 
 from simplecache.store import index as index_module
 from simplecache.store.index import Index, Row
+from simplecache.store.usage import Usage
 
 
 def make_row(number, *, bucket="public", namespace="", size=10, target=None):
@@ -28,14 +29,16 @@ def index(path):
 
 
 class Refusing:
-    """A connection whose statements fail, as those of a full or failing disk do."""
+    """A connection whose statements fail: on a full disk, or as ``code`` says."""
 
-    def __init__(self, db, *words):
-        self.db, self.words = db, words
+    def __init__(self, db, *words, code=sqlite3.SQLITE_FULL):
+        self.db, self.words, self.code = db, words, code
 
     def execute(self, sql, *arguments):
         if any(word in sql for word in self.words):
-            raise sqlite3.OperationalError("disk I/O error")
+            error = sqlite3.OperationalError("a test says so")
+            error.sqlite_errorcode = self.code
+            raise error
         return self.db.execute(sql, *arguments)
 
     def __getattr__(self, name):
@@ -66,7 +69,7 @@ class TestRows:
         index.flush()
         assert index.get(make_row(1).id).size == 4
 
-    def test_rows_by_the_first_digits_of_their_id(self, index):
+    def test_rows_of_a_range_of_ids(self, index):
         rows = {
             number: make_row(number) for number in (0x0000, 0x000F, 0x0010, 0xABC0, 0xABCF, 0xABD0)
         }
@@ -76,30 +79,64 @@ class TestRows:
         for number in (0x000F, 0xABCF):
             index.put(rows[number])
         index.delete(rows[0xABC0].id)
+        changed = rows[0xABD0]._replace(size=11)
+        index.put(changed)
 
-        def found(prefix):
-            return set(index.with_prefix(prefix).values())
+        def found(first, last):
+            by_id = index.between(first, last)
+            assert all(ident == row.id for ident, row in by_id.items())
+            return set(by_id.values())
 
-        assert found("000") == {rows[0x0000], rows[0x000F]}
-        assert found("001") == {rows[0x0010]}
-        assert found("abc") == {rows[0xABCF]}
-        assert found("abd") == {rows[0xABD0]}
-        assert found("fff") == set()
+        assert found(0x0000, 0x000F) == {rows[0x0000], rows[0x000F]}
+        assert found(0x0010, 0x001F) == {rows[0x0010]}
+        assert found(0x0010, 0x0010) == {rows[0x0010]}
+        assert found(0xABC0, 0xABCF) == {rows[0xABCF]}
+        assert found(0xABD0, 0xABDF) == {changed}, "the latest"
+        assert found(0xFFF0, 0xFFFF) == set()
 
-    def test_all_ids_of_a_prefix_and_no_other(self, index):
+    def test_all_ids_of_a_range_and_no_other(self, index):
         for number in range(0x0FF0, 0x1020):
-            index.put(make_row(number)._replace(id=number.to_bytes(2, "big") + b"\xff" * 14))
+            for tail in (b"\0", b"\xff"):
+                index.put(make_row(number)._replace(id=number.to_bytes(2, "big") + tail * 14))
+        pending = index.between(0x0FF0, 0x0FFF)
         index.flush()
-        assert len(index.with_prefix("0ff")) == 16
-        assert len(index.with_prefix("100")) == 16
+        assert index.between(0x0FF0, 0x0FFF) == pending
+        assert len(pending) == 32
+        assert {ident[:2] for ident in pending} == {
+            n.to_bytes(2, "big") for n in range(0x0FF0, 0x1000)
+        }
+        assert len(index.between(0x1000, 0x100F)) == 32
+        assert len(index.between(0x0000, 0xFFFF)) == 96
 
-    def test_usage_by_tenant(self, index):
+    def test_a_range_that_cannot_be_read_is_an_error_and_a_doubt(self, index):
+        index.put(make_row(1))
+        index.is_clean, real = True, index._db
+        index._db = Refusing(real, "SELECT")
+        with pytest.raises(sqlite3.Error):
+            index.between(0, 0xFFFF)
+        assert (index.is_clean, index.doubts) == (False, 1)
+        index._db = real
+
+    def test_usage_by_tenant_is_saved_with_the_rows(self, index):
+        usage = index.ledger = Usage([])
         for number, tenant in enumerate([("a", ""), ("a", "n"), ("a", "n"), ("b", "n")]):
-            index.put(make_row(number, bucket=tenant[0], namespace=tenant[1], size=number))
+            row = make_row(number, bucket=tenant[0], namespace=tenant[1], size=number)
+            index.put(row)
+            usage.replace(None, row)
+        assert index.usage() == []
         index.flush()
         assert sorted(index.usage()) == [
             ("a", "", 1, 0, 4096, 0), ("a", "n", 2, 3, 8192, 0), ("b", "n", 1, 3, 4096, 0),
         ]  # fmt: skip
+        gone = make_row(3, bucket="b", namespace="n", size=3)
+        index.delete(gone.id)
+        usage.replace(gone, None)
+        real, index._db = index._db, Refusing(index._db, "COMMIT")
+        assert not index.flush()
+        index._db = real
+        assert len(index.usage()) == 3, "with the rows or not at all"
+        assert index.flush()
+        assert sorted(index.usage()) == [("a", "", 1, 0, 4096, 0), ("a", "n", 2, 3, 8192, 0)]
 
 
 class TestOpening:
@@ -176,6 +213,20 @@ class TestRefusal:
         assert real.execute("SELECT count(*) FROM entry").fetchone() == (0,)
         assert index.flush()
         assert real.execute("SELECT count(*) FROM entry").fetchone() == (1,)
+
+    @pytest.mark.parametrize("code", [sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT])
+    def test_one_that_is_broken_is_made_anew_with_what_waits(self, index, code):
+        index.put(make_row(1))
+        assert index.flush()
+        index.is_clean = True
+        index._db = Refusing(index._db, "COMMIT", code=code)
+        index.put(make_row(2))
+        assert not index.flush()
+        assert index.flush()
+        assert list(index.between(0, 0xFFFF)) == [make_row(2).id]
+        assert index.pending == 0
+        assert not index.is_clean, "row 1 is to be found again"
+        assert index.doubts >= 1
 
     def test_changes_that_wait_are_bounded(self, index, monkeypatch):
         monkeypatch.setattr(index_module, "PENDING_MAX", 5)
