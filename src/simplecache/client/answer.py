@@ -28,7 +28,7 @@ _ERRORS: Final[Mapping[str, type[errors.SimpleCacheError]]] = {
     "precondition": errors.PreconditionFailed,
     "digest": errors.DigestMismatch,
     "timeout": errors.Unavailable,
-    "throttled": errors.Overloaded,
+    "throttled": errors.Throttled,
     "overloaded": errors.Overloaded,
     "draining": errors.Draining,
     "review-unavailable": errors.ReviewUnavailable,

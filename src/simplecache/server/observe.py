@@ -30,8 +30,11 @@ METRICS: Final = {
     "scs_evictions_total": ("counter", "Entries let go, by the rule that chose them."),
     "scs_not_admitted_total": ("counter", "PUTs whose object was not kept: the shard is full."),
     "scs_throttled_total": ("counter", "Requests refused by a cap, by whose it is and of what."),
-    "scs_fair_waits_total": ("counter", "Requests that waited because another tenant was first."),
-    "scs_fair_waiting": ("gauge", "Requests that wait for their tenant's turn."),
+    "scs_fair_waits_total": (
+        "counter",
+        "Requests, and pieces of large bodies, that waited for their turn.",
+    ),
+    "scs_fair_waiting": ("gauge", "Those that wait now."),
     "scs_corrupt_total": ("counter", "Entries dropped because their sums did not fit."),
     "scs_disk_errors_total": ("counter", "System calls on the disk that failed, by error."),
     "scs_probation": ("gauge", "1 while the disk is in doubt and the shard out of the ring."),

@@ -202,7 +202,7 @@ class TestErrors:
             (413, b"too-large", errors.TooLarge),
             (412, b"precondition", errors.PreconditionFailed),
             (400, b"digest", errors.DigestMismatch),
-            (429, b"throttled", errors.Overloaded),
+            (429, b"throttled", errors.Throttled),
             (503, b"draining", errors.Draining),
             (503, b"review-unavailable", errors.ReviewUnavailable),
             (507, b"disk-full", errors.DiskFull),
