@@ -239,16 +239,17 @@ class Blob:
             return True
         return True
 
-    def verify(self, block: int, read: Read = os.pread) -> None:
+    def verify(self, block: int, read: Read | None = None) -> None:
         """Read a block, which brings it into the page cache, and check it. Blocks on the disk.
 
         Args:
             block: its number.
-            read: what reads (descriptor, length, offset).
+            read: what reads, instead of ``os.pread``.
 
         Raises:
             Corrupt: it is not what its sum says.
         """
+        read = read or os.pread
         if self._sums is None:
             table = read(self.fd, 8 * block_count(self.size), self.body_at + self.size)
             if len(table) != 8 * block_count(self.size):
