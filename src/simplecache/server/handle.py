@@ -552,6 +552,11 @@ def _throttled(detail: str, retry_after_s: int) -> tuple[bytes, bytes]:
     return line + b"\n", rest
 
 
+@lru_cache(maxsize=4096)
+def _http_date(seconds: int) -> bytes:
+    return formatdate(seconds, usegmt=True).encode()
+
+
 def _etag(meta: Meta) -> bytes:
     return b'"%b"' % meta.etag.hex().encode()
 
@@ -565,7 +570,7 @@ def _fields(meta: Meta, length: int) -> tuple[bytes, ...]:
             length,
             meta.content_type,
             _etag(meta),
-            formatdate(meta.created_ms // 1000, usegmt=True).encode(),
+            _http_date(meta.created_ms // 1000),
         ),
         *(encoding if meta.content_encoding else ()),
     )

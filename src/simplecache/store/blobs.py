@@ -91,11 +91,17 @@ class Meta:
 
     @property
     def body_at(self) -> int:
-        """Where the body begins; known before the body is."""
-        return _NAMES_AT + sum(map(len, self._names()))
+        """Where the body begins, known before the body is; names of namespaces are ASCII."""
+        return (
+            _NAMES_AT
+            + len(self.target)
+            + len(self.namespace)
+            + len(self.content_type)
+            + len(self.content_encoding)
+        )
 
     def _names(self) -> tuple[bytes, bytes, bytes, bytes]:
-        return self.target, self.namespace.encode(), self.content_type, self.content_encoding
+        return self.target, self.namespace.encode("ascii"), self.content_type, self.content_encoding
 
     def encode(self, sum0: int) -> bytes:
         """The file's bytes up to the body. ``sum0`` is the sum of the body's first block."""
@@ -132,7 +138,7 @@ def decode(prefix: bytes | bytearray) -> tuple[Meta, int]:
         at += length
     target, namespace, content_type, content_encoding = names
     meta = Meta(
-        target, size, created_ms, etag, namespace.decode(), content_type, content_encoding,
+        target, size, created_ms, etag, namespace.decode("ascii"), content_type, content_encoding,
         expires_ms,
     )  # fmt: skip
     return meta, sum0

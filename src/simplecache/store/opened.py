@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import OrderedDict
 from typing import Final
 
 from simplecache.store.blobs import Blob
@@ -13,8 +14,11 @@ REGAINED: Final = 64
 many more are allowed again."""
 
 
-class OpenBlobs(dict[bytes, Blob]):
-    """Target -> its open file. A blob closes itself when its last reader is done with it."""
+class OpenBlobs(OrderedDict[bytes, Blob]):
+    """Target -> its open file. A blob closes itself when its last reader is done with it.
+
+    Ordered, for the first of a plain dict is found the later the more have gone before it.
+    """
 
     def __init__(self, limit: int) -> None:
         super().__init__()
@@ -25,8 +29,8 @@ class OpenBlobs(dict[bytes, Blob]):
     def remember(self, target: bytes, blob: Blob) -> None:
         """Keep a file open, for which the one that was opened first may have to go."""
         if len(self) >= self._limit:
-            with contextlib.suppress(StopIteration, RuntimeError):  # another thread closes some
-                self.pop(next(iter(self)), None)
+            with contextlib.suppress(KeyError):  # another thread has closed some
+                self.popitem(last=False)
         self[target] = blob
 
     def forget(self, target: bytes) -> None:
