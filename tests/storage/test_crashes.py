@@ -366,7 +366,8 @@ class Crashes(RuleBasedStateMachine):
 
 TestCrashes = Crashes.TestCase
 TestCrashes.settings = settings(
-    max_examples=EXAMPLES, print_blob=True,
+    max_examples=EXAMPLES,
+    print_blob=True,
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -234,9 +234,7 @@ def test_when_descriptors_run_out_open_files_are_given_up_and_requests_answered(
     asyncio.run(story())
 
 
-def test_when_there_is_no_descriptor_at_all_the_client_is_told_to_come_again(
-    tmp_path, monkeypatch
-):
+def test_when_there_is_no_descriptor_at_all_the_client_is_told_to_come_again(tmp_path, monkeypatch):
     async def story():
         async with Node(tmp_path / "s") as node:
             assert await node.put("aaa/x", b"x") == 201

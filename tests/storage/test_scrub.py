@@ -51,7 +51,9 @@ def test_flipped_bits_in_files_are_all_found_and_never_served(tmp_path):
             assert node.store.corrupt_found == 100
             again = await node.checked()
             assert again["entries"] == 100
-            assert sum(again[kind] for kind in repair.COUNTS if kind not in {"entries", "disk"}) == 0
+            assert (
+                sum(again[kind] for kind in repair.COUNTS if kind not in {"entries", "disk"}) == 0
+            )
             assert node.store.usage.total_disk == blocks_of(tmp_path / "s")
             gone = [name for name in bodies if await node.get(name) is None][0]
             _, fields, _ = await node.ask("GET", f"/v1/objects/{gone}", SCS_Why="yes")
@@ -123,7 +125,9 @@ def test_flipped_bits_in_the_database_file_are_found(tmp_path, seed):
                 assert await node.get(name) == body
             again = await node.checked()
             assert again["entries"] == 120
-            assert sum(again[kind] for kind in repair.COUNTS if kind not in {"entries", "disk"}) == 0
+            assert (
+                sum(again[kind] for kind in repair.COUNTS if kind not in {"entries", "disk"}) == 0
+            )
             assert node.store.usage.total_disk == blocks_of(tmp_path / "s")
 
     asyncio.run(story())
@@ -179,7 +183,9 @@ def test_a_round_goes_on_while_entries_come_and_go(tmp_path):
                     bodies[name] = make_body(rng.random(), rng.choice([100, 9000, 300_000]))
                     assert await node.put(name, bodies[name]) == 201
             found = checking.result()
-            assert sum(found[kind] for kind in repair.COUNTS if kind not in {"entries", "disk"}) == 0
+            assert (
+                sum(found[kind] for kind in repair.COUNTS if kind not in {"entries", "disk"}) == 0
+            )
             assert node.store.usage.total_disk == blocks_of(tmp_path / "s")
 
     asyncio.run(story())

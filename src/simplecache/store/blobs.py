@@ -262,9 +262,7 @@ class Blob:
         self.verified[block] = 1
 
 
-def open_blob(
-    path: str, target: bytes | None, flags: int = 0, *, reads_ahead: bool = True
-) -> Blob:
+def open_blob(path: str, target: bytes | None, flags: int = 0, *, reads_ahead: bool = True) -> Blob:
     """Open and check a file's prefix. ``target`` None takes whatever name the file bears.
 
     Args:
