@@ -32,6 +32,8 @@ class ShardProcess:
         self.settled = asyncio.Event()
         """It has served, or is known not to start for now."""
         self.has_served = False
+        self.is_homeless = False
+        """Its data directory cannot be used now."""
         self.failure = ""
         """Why it did not start, or ended."""
         self.probation = ""

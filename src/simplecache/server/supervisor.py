@@ -36,6 +36,8 @@ PAUSE_FIRST_S: Final = 0.2
 PAUSE_MAX_S: Final = 10.0
 """Between a shard's death and its next start: doubled each time, forgotten after a minute."""
 WATCH_S: Final = 1.0
+HOMELESS_S: Final = 1.0
+"""How often a data directory that cannot be used is looked at: it costs the reading of marks."""
 LOCK_WAIT_S: Final = 5.0
 """A shard of a killed supervisor needs a moment to notice and to leave its directory."""
 
@@ -167,15 +169,17 @@ class Supervisor:
             reason = await self._run(shard)
             if self._stopping.is_set():
                 return
-            if not shard.settled.is_set() and loop.time() - first_try > LOCK_WAIT_S:
+            is_late = shard.is_homeless or loop.time() - first_try > LOCK_WAIT_S
+            if not shard.settled.is_set() and is_late:
                 shard.settled.set()
                 self._give_up_if_none_serves(f"shard {shard.number} cannot start: {reason}")
-            if loop.time() - began > 60:
+            if shard.is_homeless or loop.time() - began > 60:
                 pause_s = PAUSE_FIRST_S
-            log.error("shard %d: %s; next start in %.1f s", shard.number, reason, pause_s)
+            if reason != shard.failure or not shard.is_homeless:
+                log.error("shard %d: %s; next start in %.1f s", shard.number, reason, pause_s)
             shard.failure = reason
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
+                async with asyncio.timeout(max(pause_s, HOMELESS_S * shard.is_homeless)):
                     await self._stopping.wait()
             pause_s = min(PAUSE_MAX_S, 2 * pause_s)
             if self._stopping.is_set():
@@ -185,6 +189,7 @@ class Supervisor:
         """Run a shard once, if its directory can be used; returns what ended it, in words."""
         try:
             fault = await asyncio.to_thread(self._layout.fault, shard.number)
+            shard.is_homeless = bool(fault)
             return fault or await shard.run_once()
         except (OSError, SimpleCacheError) as error:
             return str(error)
