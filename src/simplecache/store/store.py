@@ -142,6 +142,8 @@ class Store:
         self.scrubber = Scrubber(
             self._objects, index, self.usage, hands, nowait=self.disk.nowait, rate=scrub_rate
         )
+        self._doomed: set[bytes] = set()
+        """Targets found to be bad whose files are not removed yet: misses, also to a HEAD."""
         self._repair: asyncio.Task[None] | None = None
         self._evicting: asyncio.Task[None] | None = None
         self._overhead_at = time.monotonic()
@@ -293,6 +295,8 @@ class Store:
         """
         blob = self._open.get(target)
         if blob is None:
+            if target in self._doomed:
+                return None
             try:
                 blob = open_blob(self._path(target), target, self.disk.nowait)
             except FileNotFoundError:
@@ -315,6 +319,8 @@ class Store:
         Raises:
             Overloaded: the process has no descriptor left.
         """
+        if target in self._doomed:
+            return None
         changes = self._open.changes
         try:
             blob = await self.in_thread(open_blob, self._path(target), target)
@@ -341,7 +347,8 @@ class Store:
             self._open.forget(target)
         inode = os.fstat(blob.fd).st_ino if blob is not None else None
         rule = "unreadable" if isinstance(why, Unreadable) else "corrupt"
-        self._writer.post(partial(self._drop, target, inode, rule))
+        self._doomed.add(target)
+        self._writer.post(partial(self._drop_doomed, target, inode, rule))
 
     # -- writing ---------------------------------------------------------------------------
 
@@ -498,6 +505,12 @@ class Store:
         self.usage.replace(self._index.get(ident), None)
         self._index.delete(ident)
         return existed
+
+    def _drop_doomed(self, target: bytes, inode: int | None, rule: str) -> None:
+        try:
+            self._drop(target, inode, rule)
+        finally:
+            self._loop.call_soon_threadsafe(self._doomed.discard, target)
 
     def _drop(self, target: bytes, inode: int | None, rule: str) -> None:
         path = self._path(target)
