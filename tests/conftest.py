@@ -4,9 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from simplecache.local.cluster import Cluster
 from simplecache.local.envoy import find_envoy
+
+# A test's time says something about the machine, which is shared; its examples are bounded anyway.
+settings.register_profile("bounded", deadline=None)
+settings.load_profile("bounded")
 
 
 @pytest.fixture(scope="session")
