@@ -40,7 +40,7 @@ class DyingProcess:
         for name in self.CALLS:
             setattr(os, name, self._wrap(name))
         os.close = self._close
-        Index.flush = lambda index: self._flush_or_die(index)
+        Index.flush = lambda index: self._flush_or_die(index)  # noqa: PLW0108 - it is bound so
         writer.FLUSH_S = 3600.0
         return self
 

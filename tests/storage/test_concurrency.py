@@ -6,10 +6,10 @@ import random
 import time
 
 import pytest
+from storage_node import Node, exchange, make_body
 
 from simplecache.store import repair
 from simplecache.store.blobs import BLOCK_BYTES
-from storage_node import Node, exchange, make_body
 
 SECONDS = float(os.environ.get("SCS_CONCURRENT_S", "5"))
 

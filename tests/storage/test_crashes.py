@@ -11,12 +11,12 @@ import os
 import random
 import shutil
 import tempfile
-from functools import partial
 from pathlib import Path
 
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from storage_faults import Crash, DyingProcess, blocks_of, flip_bit, object_files, read_all
 
 from simplecache.errors import DiskFull
 from simplecache.model import Bucket, Key
@@ -24,7 +24,6 @@ from simplecache.store import repair, scrub
 from simplecache.store import store as store_module
 from simplecache.store.blobs import Corrupt, blob_id
 from simplecache.store.store import Store
-from storage_faults import Crash, DyingProcess, blocks_of, flip_bit, object_files, read_all
 
 EXAMPLES = int(os.environ.get("SCS_STATEFUL_EXAMPLES", "40"))
 KEYS = [Key(bucket, name) for bucket in ("aaa", "bbb") for name in (b"x/1", b"x/2", b"y/3")]
@@ -217,7 +216,7 @@ class Crashes(RuleBasedStateMachine):
     @rule(death=deaths)
     def write_index(self, death):
         self.die(death)
-        self.run(self._in_writer, lambda: self.store._index.flush())
+        self.run(self._in_writer, self.store._index.flush)
 
     async def _in_writer(self, function):
         return await self.store._writer.run(function)
@@ -360,8 +359,7 @@ class Crashes(RuleBasedStateMachine):
 
     @invariant()
     def no_file_without_an_owner(self):
-        leftovers = [p for p in (self.shard / "tmp").iterdir()] if self.store is not None else []
-        assert not leftovers
+        assert self.store is None or not list((self.shard / "tmp").iterdir())
 
 
 TestCrashes = Crashes.TestCase

@@ -3,18 +3,19 @@
 import asyncio
 import contextlib
 import errno
+import itertools
 import os
 import resource
 import subprocess
 
 import pytest
+from storage_faults import FailingDisk, blocks_of, object_files
+from storage_node import Node, exchange, make_body, until
 
 from simplecache.server import observe
 from simplecache.store import health
 from simplecache.store.blobs import BLOCK_BYTES, blob_id, path_of
 from simplecache.store.health import ERRORS_MAX, PROBE_FIRST_S, RELAPSE_S, WINDOW_S, Health
-from storage_faults import FailingDisk, blocks_of, object_files
-from storage_node import Node, exchange, make_body, until
 
 EIO = OSError(errno.EIO, "Input/output error")
 EROFS = OSError(errno.EROFS, "Read-only file system")
@@ -300,7 +301,7 @@ def test_probes_come_more_and_more_rarely_and_relapses_are_remembered():
     disk.note(EROFS, 0)
     probes = [t for t in range(300) if disk.take_probe(t)]
     assert probes[0] == PROBE_FIRST_S
-    pauses = [b - a for a, b in zip(probes, probes[1:], strict=False)]
+    pauses = [b - a for a, b in itertools.pairwise(probes)]
     assert pauses == sorted(pauses)
     assert pauses[-1] == health.PROBE_MAX_S
     disk.pass_probe(300)

@@ -7,13 +7,13 @@ import sqlite3
 import time
 
 import pytest
+from storage_faults import blocks_of, object_files
+from storage_node import Node, make_body, until
 
 from simplecache.model import Key
 from simplecache.store import index as index_module
 from simplecache.store import repair
 from simplecache.store.index import Index
-from storage_faults import blocks_of, object_files
-from storage_node import Node, make_body, until
 
 LOCKED_S = float(os.environ.get("SCS_LOCKED_S", "3"))
 FINDINGS = [kind for kind in repair.COUNTS if kind not in {"entries", "disk"}]

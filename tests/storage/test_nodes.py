@@ -6,11 +6,11 @@ import subprocess
 import time
 
 import pytest
-
 from node_process import NodeProcess, owner, scs, until
+from storage_faults import flip_bit, object_files
+
 from simplecache.errors import DataDirError
 from simplecache.server.layout import LAYOUT_VERSION, Layout, plan, replan
-from storage_faults import flip_bit, object_files
 
 
 def fill(node, count):

@@ -6,12 +6,12 @@ import random
 import sqlite3
 
 import pytest
+from storage_faults import blocks_of, flip_bit, object_files
+from storage_node import Node, make_body, until
 
 from simplecache.store import repair, scrub
 from simplecache.store.blobs import BLOCK_BYTES, blob_id, path_of
 from simplecache.store.index import Index
-from storage_faults import blocks_of, flip_bit, object_files
-from storage_node import Node, make_body, until
 
 SIZES = [1, 700, 3000, 5000, 70_000, 300_000, BLOCK_BYTES + 5, 3 * BLOCK_BYTES]
 
@@ -55,7 +55,7 @@ def test_flipped_bits_in_files_are_all_found_and_never_served(tmp_path):
                 sum(again[kind] for kind in repair.COUNTS if kind not in {"entries", "disk"}) == 0
             )
             assert node.store.usage.total_disk == blocks_of(tmp_path / "s")
-            gone = [name for name in bodies if await node.get(name) is None][0]
+            gone = {name for name in bodies if await node.get(name) is None}.pop()
             _, fields, _ = await node.ask("GET", f"/v1/objects/{gone}", SCS_Why="yes")
             assert "did not match their sums" in fields["scs-why"]
 
