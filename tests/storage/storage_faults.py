@@ -37,13 +37,10 @@ class DyingProcess:
         self._flush_s = writer.FLUSH_S
 
     def __enter__(self):
-        def flush(index):
-            return self._flush_or_die(index)
-
         for name in self.CALLS:
             setattr(os, name, self._wrap(name))
         os.close = self._close
-        Index.flush = flush
+        Index.flush = lambda index: self._flush_or_die(index)  # noqa: PLW0108 - it is bound so
         writer.FLUSH_S = 3600.0
         return self
 

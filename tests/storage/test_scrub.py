@@ -55,8 +55,8 @@ def test_flipped_bits_in_files_are_all_found_and_never_served(tmp_path):
                 sum(again[kind] for kind in repair.COUNTS if kind not in {"entries", "disk"}) == 0
             )
             assert node.store.usage.total_disk == blocks_of(tmp_path / "s")
-            gone = [name for name in bodies if await node.get(name) is None]
-            _, fields, _ = await node.ask("GET", f"/v1/objects/{gone[0]}", SCS_Why="yes")
+            gone = {name for name in bodies if await node.get(name) is None}.pop()
+            _, fields, _ = await node.ask("GET", f"/v1/objects/{gone}", SCS_Why="yes")
             assert "did not match their sums" in fields["scs-why"]
 
     asyncio.run(story())

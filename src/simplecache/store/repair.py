@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 STEPS: Final = 1 << 8
 """A walk goes through the shard's 4,096 directories by sixteen at a time."""
-SLICE_MAX: Final = 1024
+SLICE_MAX: Final = 512
 """Entries compared by one job of the writer thread: a few milliseconds. What is larger is cut into
 sixteen slices, and again."""
 CHUNK_ENTRIES: Final = 32
@@ -92,8 +92,9 @@ class Findings:
         return self
 
     def note(self, what: str, problem: str) -> None:
-        """Count one finding."""
-        log.error("%s: %s", what, problem)
+        """Count one finding. Those that are many after a crash are not for the log."""
+        if what not in {"without_row", "without_file", "wrong_rows"}:
+            log.error("%s: %s", what, problem)
         setattr(self, what, getattr(self, what) + 1)
         if len(self.problems) < PROBLEMS_MAX:
             self.problems.append(problem)
