@@ -457,7 +457,7 @@ def test_what_it_all_takes(world, say):
             peak_mib(pod.processes[component].pid) for pod in pods
         )
     say("peak memory, MiB: " + ", ".join(f"{name} {mib:.0f}" for name, mib in parts.items()))
-    assert parts["kube-apiserver"] < 2048
+    assert parts["kube-apiserver"] < 2048  # on a machine of CI
     assert parts["control-plane (first process)"] < 512
 
 

@@ -42,8 +42,8 @@ ASK_TIMEOUT_S: Final = 1.0
 POLL_S: Final = 15.0
 """A list that is a little old only costs reviews: two shards may see the home differently."""
 POLL_FIRST_S: Final = 0.5
-"""At a shard's start, for others start, too; doubled each time. Also the least pause before the list
-is read again because a home was not found."""
+"""At a shard's start, for others start, too; doubled each time. Also the least pause before the
+list is read again because a home was not found."""
 DIRECTORY_TIMEOUT_S: Final = 5.0
 DIRECTORY_MAX_BYTES: Final = 64 << 20
 ANSWER_MAX_BYTES: Final = 32 << 10
