@@ -11,6 +11,7 @@ import secrets
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -212,10 +213,7 @@ def test_who_loses_their_pod_or_account_is_out_within_the_time_to_live(world, sa
 
 
 def test_a_token_costs_one_review_however_many_nodes_it_meets(world, say):
-    clients, count = world.clients(200), 20
-    caches = world.kubelet.of("cache")
-    before, asked = world.reviews(), world.metric("scs_peer_asks_total")
-    began = time.monotonic()
+    count, caches = 20, world.kubelet.of("cache")
 
     def use(client):
         return [
@@ -223,15 +221,22 @@ def test_a_token_costs_one_review_however_many_nodes_it_meets(world, say):
             for n in range(count)
         ]
 
-    with ThreadPoolExecutor(8) as pool:
-        answers = [status for statuses in pool.map(use, clients) for status in statuses]
-    took_s = time.monotonic() - began
-    assert answers == [404] * (len(clients) * count)
-    reviews = world.reviews() - before
+    def reviews_of(clients):
+        before = world.reviews()
+        with ThreadPoolExecutor(8) as pool:
+            for statuses in pool.map(use, clients):
+                assert statuses == [404] * count
+        return world.reviews() - before
+
+    # Earlier tests may have moved shards, which is noticed when one is not found.
+    world.until(lambda: reviews_of(world.clients(10)) == 10, 60, "a review for each token")
+    clients = world.clients(200)
+    asked, began = world.metric("scs_peer_asks_total"), time.monotonic()
+    reviews = reviews_of(clients)
     say(
-        f"{len(clients)} pods x {len(caches)} nodes, {count} requests each, in {took_s:.1f} s: {reviews} "
-        f"reviews ({reviews / len(clients):.2f} a token); shards asked one another "
-        f"{world.metric('scs_peer_asks_total') - asked:.0f} times"
+        f"{len(clients)} pods x {len(caches)} nodes, {count} requests each, in "
+        f"{time.monotonic() - began:.1f} s: {reviews} reviews ({reviews / len(clients):.2f} a token); "
+        f"shards asked one another {world.metric('scs_peer_asks_total') - asked:.0f} times"
     )
     assert reviews <= 1.2 * len(clients)
 
@@ -441,6 +446,24 @@ def test_a_preempted_job_reads_nothing_from_the_origin_again(world, say):
     epoch(world.client(node="node-1"), world.envoy(1))
     say(f"origin reads before and after the preemption: {origin_reads}")
     assert origin_reads == [200, 0]
+
+
+def test_what_it_all_takes(world, say):
+    """Figures for docs/kubernetes.md; the bounds are far away."""
+    parts = {name: peak_mib(process.pid) for name, process in world.cluster._processes.items()}
+    for component in ("cache", "envoy", "control-plane"):
+        pods = world.kubelet.of(component)
+        parts[f"{component} (first process)"] = max(
+            peak_mib(pod.processes[component].pid) for pod in pods
+        )
+    say("peak memory, MiB: " + ", ".join(f"{name} {mib:.0f}" for name, mib in parts.items()))
+    assert parts["kube-apiserver"] < 2048  # on a machine of CI
+    assert parts["control-plane (first process)"] < 512
+
+
+def peak_mib(pid):
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 # -- rights -------------------------------------------------------------------------------------

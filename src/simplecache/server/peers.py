@@ -16,6 +16,7 @@ encryption: the token itself travels as openly as it came.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
@@ -41,7 +42,8 @@ ASK_TIMEOUT_S: Final = 1.0
 POLL_S: Final = 15.0
 """A list that is a little old only costs reviews: two shards may see the home differently."""
 POLL_FIRST_S: Final = 0.5
-"""Until there is a list."""
+"""At a shard's start, for others start, too; doubled each time. Also the least pause before the
+list is read again because a home was not found."""
 DIRECTORY_TIMEOUT_S: Final = 5.0
 DIRECTORY_MAX_BYTES: Final = 64 << 20
 ANSWER_MAX_BYTES: Final = 32 << 10
@@ -67,6 +69,8 @@ class Peers:
         self._etag = ""
         self._session: aiohttp.ClientSession | None = None
         self._polling: asyncio.Task[None] | None = None
+        self._in_doubt = asyncio.Event()
+        """A home was not found where the list says."""
         self.asked = 0
         self.failed = 0
         """Questions to homes, and those that had no answer."""
@@ -111,6 +115,7 @@ class Peers:
             return await self._ask(home, token)
         except aiohttp.ClientError as error:
             self.failed += 1
+            self._in_doubt.set()
             raise OSError(str(error)) from error
         except (OSError, ValueError, ReviewUnavailable):  # TimeoutError is an OSError
             self.failed += 1
@@ -164,16 +169,21 @@ class Peers:
         return seal(self._key, "answer", said)
 
     async def _follow(self) -> None:
-        is_first_fault = True
+        is_first_fault, pause_s = True, POLL_FIRST_S
         while True:
+            self._in_doubt.clear()
             try:
                 await self._poll()
             except (aiohttp.ClientError, OSError, ValueError, KeyError, TypeError) as error:
                 if self._peers or is_first_fault:
                     log.warning("the directory of shards stays as it is: %s", error)
                 is_first_fault = False
-            pause_s = POLL_S if self._peers else POLL_FIRST_S
-            await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))  # noqa: S311 - spreads load
+            await asyncio.sleep(POLL_FIRST_S)
+            wait_s = (pause_s - POLL_FIRST_S) * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._in_doubt.wait()
+            pause_s = min(POLL_S, 2 * pause_s) if self._peers else POLL_FIRST_S
 
     async def _poll(self) -> None:
         assert self._session is not None

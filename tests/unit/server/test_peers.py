@@ -238,7 +238,7 @@ def test_a_home_that_says_no_or_nothing_is_a_failure(monkeypatch):
     monkeypatch.setattr(module, "ASK_TIMEOUT_S", 0.2)
 
     async def hang(_):
-        await asyncio.sleep(2)  # longer than anybody waits here
+        await asyncio.sleep(0.5)
 
     async def scenario():
         async with asking() as (peers, at, home):
@@ -254,6 +254,32 @@ def test_a_home_that_says_no_or_nothing_is_a_failure(monkeypatch):
             with pytest.raises(OSError):
                 await peers.ask(Peer("c/0", "127.0.0.1", 9), "t")
             assert peers.failed == 4
+
+    asyncio.run(scenario())
+
+
+def test_a_home_that_is_not_found_has_the_list_read_again(monkeypatch):
+    monkeypatch.setattr(module, "POLL_FIRST_S", 0.05)
+    monkeypatch.setattr(module.random, "uniform", lambda *_: 1000.0)  # it would wait for long
+    asked = []
+
+    async def directory(_):
+        asked.append(1)
+        return web.json_response({"shards": SHARDS})
+
+    async def scenario():
+        async with serving([("GET", "/v1/endpoints", directory)]) as port:
+            peers = Peers("a/0", f"http://127.0.0.1:{port}", KEY)
+            await peers.start()
+            async with asyncio.timeout(20):
+                while len(asked) < 2:
+                    await asyncio.sleep(0.01)
+                before = len(asked)
+                with pytest.raises(OSError):
+                    await peers.ask(Peer("b/0", "127.0.0.1", 9), "t")
+                while len(asked) == before:
+                    await asyncio.sleep(0.01)
+            await peers.close()
 
     asyncio.run(scenario())
 
