@@ -101,8 +101,8 @@ class Random(Policy):
     name = "random"
 
     def victims(self, residents: Residents, count: int) -> Sequence[Entry]:
-        """Any entries."""
-        return residents.sample(count)
+        """Any entries, each once."""
+        return list({entry.id: entry for entry in residents.sample(count)}.values())
 
 
 class Fifo(Policy):
