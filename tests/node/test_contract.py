@@ -701,7 +701,9 @@ class TestHealth:
         ready = node.ask_ops("/readyz")
         assert ready.status == 200
         states = json.loads(ready.body)["shards"]
-        assert states == {"node-a/0": {"port": node.addresses[0][1], "pid": node.pids[0]}}
+        assert states == {
+            "node-a/0": {"port": node.addresses[0][1], "pid": node.pids[0], "ready": True}
+        }
         assert node.ask_ops("/nothing").status == 404
         assert node.ask_ops("/metrics", verb="HEAD").body == b""
 
