@@ -22,6 +22,9 @@ T = TypeVar("T")
 
 FLUSH_S: Final = 0.25
 """How long a change may wait for its transaction."""
+FLUSH_CHANGES: Final = 256
+"""So many changes do not wait so long: a transaction of them takes a few milliseconds, for which
+PUTs wait."""
 BATCH_MAX: Final = 256
 """Functions run before the loop is told of their results."""
 
@@ -64,7 +67,7 @@ class Writer:
 
     def _run(self) -> None:
         flush_at = time.monotonic() + FLUSH_S
-        going = True
+        going = has_flushed = True
         while going:
             batch = self._take(flush_at - time.monotonic())
             going = None not in batch
@@ -72,8 +75,10 @@ class Writer:
             awaited = [result for result in results if result is not None]
             if awaited and not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(_resolve, awaited)
-            if time.monotonic() >= flush_at:
-                flush_at = time.monotonic() + (FLUSH_S if self._flush() else 4 * FLUSH_S)
+            is_much = has_flushed and self._index.pending >= FLUSH_CHANGES
+            if is_much or time.monotonic() >= flush_at:
+                has_flushed = self._flush()
+                flush_at = time.monotonic() + (FLUSH_S if has_flushed else 4 * FLUSH_S)
         self._close()
 
     def _flush(self) -> bool:
